@@ -1,0 +1,1 @@
+"""What each container does: six stages, and the method they share."""

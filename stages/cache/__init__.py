@@ -1,0 +1,1 @@
+"""The cache: codecs, the Parquet schema and its shards."""

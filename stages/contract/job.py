@@ -1,0 +1,235 @@
+"""A job: everything one stage needs to know, and the program that carries it out.
+
+    python -m stages.interaction --job job.json
+    python -m stages.interaction --help
+
+The same line is what a container runs, what `ray job submit` submits, what a RayJob's entrypoint
+names and what the chain calls. Exit codes: 0 the artifact is there (made now, or before); 1 the
+stage failed; 2 the job is not valid.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
+
+from stages.contract import settings as s
+from stages.contract.artifact import ArtifactError, Manifest, commit, open_artifact, prepare_work
+
+JOB_FILE = "job.json"
+
+
+class StageError(Exception):
+    """A stage cannot go on; the message says what, where, what is allowed and what to do."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage as the chain knows it.
+
+    Attributes:
+        name: also the module, `stages.<name>`, and the folder in the store.
+        version: raised when the same settings and inputs would give another result.
+        summary: one line for people.
+        settings: the typed settings.
+        inputs: names of the places it reads; a job may leave out the optional ones.
+        optional: inputs that some settings do without.
+    """
+
+    name: str
+    version: int
+    summary: str
+    settings: type[s.Settings]
+    inputs: tuple[str, ...]
+    optional: frozenset[str] = frozenset()
+
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            "capture",
+            1,
+            "run the teacher over some samples, keep its hidden states at response tokens",
+            s.CaptureSettings,
+            ("teacher", "samples"),
+        ),
+        Stage(
+            "verbalization",
+            1,
+            "train a verbalizer on every target layer of teacher and student (step 1)",
+            s.VerbalizationSettings,
+            ("capture", "student", "samples"),
+        ),
+        Stage(
+            "precompute",
+            1,
+            "cache what every teacher layer says about every response token",
+            s.PrecomputeSettings,
+            ("capture", "verbalization", "teacher", "student", "samples"),
+            frozenset({"verbalization"}),
+        ),
+        Stage(
+            "interaction",
+            1,
+            "train the student's decoder against the teacher's verbalized layers (step 2)",
+            s.InteractionSettings,
+            ("student", "samples", "verbalization", "precompute"),
+            frozenset({"verbalization", "precompute"}),
+        ),
+        Stage(
+            "reinforcement",
+            1,
+            "finetune the whole distilled student on the responses (step 3), export it",
+            s.ReinforcementSettings,
+            ("student", "samples"),
+        ),
+        Stage(
+            "evaluation",
+            1,
+            "answer held-out questions, score the answers by task",
+            s.EvaluationSettings,
+            ("model", "samples"),
+        ),
+    )
+}
+
+
+class Resources(BaseModel):
+    """Where and how fast a stage runs; never part of a fingerprint."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    workers: int = Field(default=1, ge=0)
+    """Ray Train workers, or the actors of a Ray Data stage; 0 runs in the stage's own process."""
+    cpus_per_worker: float = Field(default=1, gt=0)
+    gpus_per_worker: float = Field(default=0, ge=0)
+    max_failures: int = Field(default=0, ge=0)
+    """How often Ray Train restarts lost workers from the last checkpoint."""
+
+
+class Job(BaseModel):
+    """What one run of one stage is told."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    stage: str
+    settings: SerializeAsAny[s.Settings]
+    inputs: dict[str, str]
+    """Absolute places by input name: an artifact, a checkpoint folder or hub id, a sample file."""
+    output: str
+    """Absolute place of the artifact; nothing is there until it is committed whole."""
+    resources: Resources = Resources()
+    fingerprint: str = ""
+    identity: dict[str, Any] = {}
+    """What the fingerprint was made of, in readable form."""
+    force: bool = False
+    """Make the artifact anew; the committed one stays until then."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _typed_settings(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("settings"), dict):
+            stage = STAGES.get(data.get("stage", ""))
+            if stage is None:
+                raise ValueError(f"stage: {data.get('stage')!r} is unknown; allowed: {', '.join(STAGES)}")
+            data = {**data, "settings": stage.settings.model_validate(data["settings"])}
+        return data
+
+    @model_validator(mode="after")
+    def _inputs_fit(self) -> Job:
+        stage = STAGES[self.stage]
+        unknown = sorted(set(self.inputs) - set(stage.inputs))
+        missing = sorted(set(stage.inputs) - stage.optional - set(self.inputs))
+        if unknown or missing:
+            raise ValueError(
+                f"inputs of {self.stage}: unknown {unknown}, missing {missing}; "
+                f"it takes {list(stage.inputs)}, of which {sorted(stage.optional)} may be left out"
+            )
+        return self
+
+
+Run = Callable[[Job, Path], dict[str, Any]]
+"""A stage's work: fill the folder, return the summary that goes into the manifest."""
+
+
+def execute(job: Job, run: Run) -> Manifest:
+    """Carry out a job: the committed artifact if there is one, else run the stage and commit.
+
+    A stage that was interrupted finds its own work folder again, with its checkpoints.
+    """
+    output = Path(job.output)
+    if not job.force and (done := open_artifact(output)) is not None:
+        return done.manifest
+    work = prepare_work(output, fresh=job.force, identity=job.fingerprint)
+    (work / JOB_FILE).write_text(job.model_dump_json(indent=2))
+    started = time.time()
+    summary = run(job, work)
+    manifest = Manifest.of_folder(
+        work,
+        stage=job.stage,
+        fingerprint=job.fingerprint,
+        identity=job.identity,
+        inputs=job.inputs,
+        summary=summary,
+        started=started,
+    )
+    commit(work, output, manifest)
+    return manifest
+
+
+def main(name: str, run: Run, argv: list[str] | None = None) -> int:
+    """The command line of one stage: `python -m stages.<name>`."""
+    stage = STAGES[name]
+    parser = argparse.ArgumentParser(
+        prog=f"python -m stages.{name}",
+        description=f"{name}: {stage.summary}.",
+        epilog=_describe(stage),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--job", required=True, metavar="FILE", help="the job as JSON; `vlsi job STAGE` writes it")
+    parser.add_argument("--output", metavar="PLACE", help="put the artifact there instead of where the job says")
+    parser.add_argument("--force", action="store_true", help="make the artifact anew even if it exists")
+    arguments = parser.parse_args(argv)
+    try:
+        job = Job.model_validate_json(Path(arguments.job).read_text())
+        changes = {"output": arguments.output and str(Path(arguments.output).absolute()), "force": arguments.force}
+        job = job.model_copy(update={key: value for key, value in changes.items() if value})
+        if job.stage != name:
+            raise ValueError(f"{arguments.job} is a job for stage {job.stage}, not {name}")
+    except (OSError, ValidationError, ValueError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    try:
+        manifest = execute(job, run)
+    except (StageError, ArtifactError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1
+    print(f"{name}: {job.output} ({manifest.duration_seconds:.1f} s)")
+    return 0
+
+
+def _describe(stage: Stage) -> str:
+    lines = ["inputs:"]
+    lines += [f"  {name}{' (optional)' if name in stage.optional else ''}" for name in stage.inputs]
+    lines += ["", "settings (defaults):", *_describe_settings(stage.settings(), indent=2)]
+    return "\n".join(lines)
+
+
+def _describe_settings(settings: s.Settings, indent: int) -> list[str]:
+    lines = []
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if isinstance(value, s.Settings):
+            lines += [f"{' ' * indent}{name}:", *_describe_settings(value, indent + 2)]
+        else:
+            note = f"   {field.description}" if field.description else ""
+            lines.append(f"{' ' * indent}{name} = {value!r}{note}")
+    return lines

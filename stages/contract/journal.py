@@ -1,0 +1,63 @@
+"""The journal of a stage: `metrics.jsonl`, one JSON object a line, the record of what was measured.
+
+Whoever shows progress (a terminal, MLflow) follows this file. A line holds `step`, `total` and `unit`
+(what a progress bar counts), and the numbers of that step; a resumed stage cuts the lines after
+its checkpoint, so that no step stands twice.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+JOURNAL_FILE = "metrics.jsonl"
+
+
+class Journal:
+    """Appends to the journal of one work folder; used by one process at a time."""
+
+    def __init__(self, folder: Path, *, total: int, unit: str, start: int = 0) -> None:
+        """Continue after step `start`; `total` steps of `unit` make the stage."""
+        self._path = folder / JOURNAL_FILE
+        self._total = total
+        self._unit = unit
+        kept = [line for line in read_journal(folder) if line["step"] <= start] if start else []
+        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+    def write(self, step: int, **numbers: float | int | str | list[Any]) -> None:
+        """Record one step. Numbers that are not finite are written as text, so that each line is JSON."""
+        line = {"step": step, "total": self._total, "unit": self._unit, "time": time.time()} | numbers
+        with self._path.open("a") as handle:
+            handle.write(json.dumps({key: _plain(value) for key, value in line.items()}) + "\n")
+
+
+def read_journal(folder: Path) -> list[dict[str, Any]]:
+    """All whole lines of a folder's journal; a line torn by a kill is left out."""
+    return list(follow(folder, position=[0]))
+
+
+def follow(folder: Path, position: list[int]) -> Iterator[dict[str, Any]]:
+    """The lines that were added since `position` (one byte offset, moved on); for pollers."""
+    path = folder / JOURNAL_FILE
+    if not path.is_file():
+        return
+    with path.open("rb") as handle:
+        handle.seek(0, 2)
+        if handle.tell() < position[0]:
+            position[0] = 0
+        handle.seek(position[0])
+        for raw in handle:
+            if not raw.endswith(b"\n"):
+                break
+            position[0] += len(raw)
+            yield json.loads(raw)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

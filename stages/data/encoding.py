@@ -1,0 +1,202 @@
+"""Encoding: samples to token ids, response masks and the model's other inputs.
+
+The conversation is rendered by the checkpoint's own chat template and tokenized by its own
+processor. A response is what the template adds between an assistant turn's header and the end of
+that turn, the end-of-turn token included; only those tokens carry loss (METHOD §1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stages.contract.settings import Preprocessing
+from stages.data.sample import BadSample, Sample
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One sample as the model sees it.
+
+    Attributes:
+        sample: where it comes from.
+        input_ids: [T] int64, prompt, image tokens and responses.
+        response_mask: [T] bool, true at response tokens.
+        extras: the processor's other tensors (pixel values, grids, …); those of length T along
+            their last axis are padded with the tokens, the others are concatenated over samples.
+    """
+
+    sample: Sample
+    input_ids: Tensor
+    response_mask: Tensor
+    extras: dict[str, Tensor]
+
+    @property
+    def response_ids(self) -> Tensor:
+        """[R] int64, the tokens that carry loss."""
+        return self.input_ids[self.response_mask]
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the tensors."""
+        return sum(tensor.nbytes for tensor in (self.input_ids, self.response_mask, *self.extras.values()))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded samples and the places where a response token is predicted.
+
+    Attributes:
+        sample_ids: of the B samples.
+        inputs: what the model's forward takes; `input_ids` is [B, T].
+        rows, positions: [N] int64; the hidden state at (rows[n], positions[n]) predicts labels[n].
+        labels: [N] int64, response tokens of all samples one after the other.
+    """
+
+    sample_ids: tuple[str, ...]
+    inputs: dict[str, Tensor]
+    rows: Tensor
+    positions: Tensor
+    labels: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
+        return Batch(self.sample_ids, inputs, *(t.to(device) for t in (self.rows, self.positions, self.labels)))
+
+
+class Encoder:
+    """Turns samples into tensors with one checkpoint's processor."""
+
+    def __init__(self, processor: Any, settings: Preprocessing, *, memory_bytes: int = 2**30) -> None:
+        """Encoded samples are kept up to `memory_bytes`, so that a second epoch of a small set decodes nothing."""
+        self.processor = processor
+        self._settings = settings
+        self._memory: dict[str, Encoded] = {}
+        self._memory_left = memory_bytes
+        self._limits = {
+            name: value
+            for name, value in (("max_pixels", settings.max_pixels), ("min_pixels", settings.min_pixels))
+            if value is not None
+        }
+
+    @property
+    def real_vocabulary(self) -> int:
+        """Number of real token ids; a head may have more rows, which are padding."""
+        return len(self.processor.tokenizer)
+
+    @property
+    def pad_id(self) -> int:
+        """Token id that fills the end of short samples."""
+        tokenizer = self.processor.tokenizer
+        return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+
+    def encode(self, sample: Sample) -> Encoded:
+        """Encode a conversation with its responses.
+
+        Raises:
+            BadSample: a picture cannot be used, the sample is too long, or its response tokens do
+                not decode to the responses.
+        """
+        if sample.id in self._memory:
+            return self._memory[sample.id]
+        encoded = self._encode(sample)
+        if encoded.num_bytes <= self._memory_left:
+            self._memory[sample.id] = encoded
+            self._memory_left -= encoded.num_bytes
+        return encoded
+
+    def encode_prompt(self, sample: Sample) -> dict[str, Any]:
+        """The last question without its answer, for generation: tensors with a batch axis of 1."""
+        last = max(i for i, message in enumerate(sample.messages) if message["role"] == "assistant")
+        images = sample.load_images(self._settings.max_image_pixels)
+        return self._process(self._render(sample.messages[:last], prompt=True), images)
+
+    def _encode(self, sample: Sample) -> Encoded:
+        text = self._render(sample.messages)
+        spans = self._response_spans(sample, text)
+        images = sample.load_images(self._settings.max_image_pixels)
+        extras = self._process(text, images, return_offsets_mapping=True, return_text_replacement_offsets=True)
+        offsets = extras.pop("offset_mapping")[0]
+        spans = _expand(spans, extras.pop("text_replacement_offsets", [[]])[0])
+        input_ids = extras.pop("input_ids")[0]
+        extras.pop("attention_mask", None)
+        if len(input_ids) > self._settings.max_tokens:
+            raise BadSample(f"{len(input_ids)} tokens, more than preprocessing.max_tokens {self._settings.max_tokens}")
+        mask = torch.tensor([any(start < end and a <= start and end <= b for a, b in spans) for start, end in offsets])
+        self._check(sample, input_ids[mask])
+        return Encoded(sample, input_ids, mask, extras)
+
+    def _render(self, messages: Sequence[dict[str, Any]], *, prompt: bool = False) -> str:
+        return self.processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt)
+
+    def _process(self, text: str, images: list[Any], **text_options: Any) -> dict[str, Any]:
+        options = dict(self._limits) if images else {}
+        try:
+            return dict(self.processor(text=[text], images=images or None, return_tensors="pt", **options, **text_options))
+        except (ValueError, IndexError, TypeError, RuntimeError) as error:
+            raise BadSample(f"the processor refuses the sample: {error}") from error
+
+    def _response_spans(self, sample: Sample, text: str) -> list[tuple[int, int]]:
+        """Character spans of the responses in the rendered text, each through its end-of-turn token."""
+        spans = []
+        for index, message in enumerate(sample.messages):
+            if message["role"] != "assistant":
+                continue
+            header = self._render(sample.messages[:index], prompt=True)
+            turn = self._render(sample.messages[: index + 1])
+            if not (text.startswith(turn.rstrip()) and turn.startswith(header)):
+                raise BadSample("the chat template renders a turn differently once the conversation goes on")
+            spans.append((len(header), len(turn.rstrip())))
+        return spans
+
+    def _check(self, sample: Sample, response_ids: Tensor) -> None:
+        decoded = self.processor.tokenizer.decode(response_ids, skip_special_tokens=True)
+        if "".join(decoded.split()) != "".join("".join(sample.responses).split()):
+            raise BadSample(f"the response tokens decode to {decoded!r}, not to the responses")
+
+
+def collate(samples: Sequence[Encoded], pad_id: int) -> Batch:
+    """Pad samples on the right and list their response positions.
+
+    A response token at position t is predicted from the hidden state at t - 1.
+    """
+    longest = max(len(sample.input_ids) for sample in samples)
+    inputs = {
+        "input_ids": torch.stack([_pad(sample.input_ids, longest, pad_id) for sample in samples]),
+        "attention_mask": torch.stack([_pad(torch.ones_like(s.input_ids), longest, 0) for s in samples]),
+    }
+    names = dict.fromkeys(name for sample in samples for name in sample.extras)
+    inputs |= {name: _collate_extra([s for s in samples if name in s.extras], name, longest) for name in names}
+    places = [sample.response_mask.nonzero()[:, 0] for sample in samples]
+    return Batch(
+        sample_ids=tuple(sample.sample.id for sample in samples),
+        inputs=inputs,
+        rows=torch.repeat_interleave(torch.arange(len(samples)), torch.tensor([len(p) for p in places])),
+        positions=torch.cat(places) - 1,
+        labels=torch.cat([sample.response_ids for sample in samples]),
+    )
+
+
+def _collate_extra(samples: Sequence[Encoded], name: str, longest: int) -> Tensor:
+    values = [sample.extras[name] for sample in samples]
+    along_tokens = all(v.ndim == 2 and v.shape == (1, len(s.input_ids)) for v, s in zip(values, samples, strict=True))
+    return torch.stack([_pad(value[0], longest, 0) for value in values]) if along_tokens else torch.cat(values)
+
+
+def _pad(tensor: Tensor, length: int, value: int) -> Tensor:
+    return torch.nn.functional.pad(tensor, (0, length - len(tensor)), value=value)
+
+
+def _expand(spans: list[tuple[int, int]], replacements: list[dict[str, Any]]) -> list[tuple[int, int]]:
+    """Move spans of the rendered text into the text whose image placeholders were expanded."""
+
+    def moved(place: int) -> int:
+        before = [r for r in replacements if r["span"][1] <= place]
+        return place + (before[-1]["new_span"][1] - before[-1]["span"][1] if before else 0)
+
+    return [(moved(start), moved(end)) for start, end in spans]

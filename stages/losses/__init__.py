@@ -1,0 +1,1 @@
+"""The mathematics: divergences and layer matching, pure functions on tensors."""

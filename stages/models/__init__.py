@@ -1,0 +1,1 @@
+"""Vision language models as the method sees them: backbone, readout, verbalizer, export."""

@@ -1,0 +1,86 @@
+"""The verbalizer: a verb-FFN on each target layer, in front of the backbone's own frozen readout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from stages.contract.settings import Verbalizer as VerbalizerSettings
+
+
+class VerbFFN(nn.Module):
+    """`W_down(SiLU(W_gate x) * W_up x)` at constant width, no bias (paper §3; METHOD §1).
+
+    `literal` is that alone. `stable` normalises its input, adds the result to it and starts with
+    `W_down = 0`, so that an untrained verbalizer followed by the final norm is the logit lens.
+    """
+
+    def __init__(self, width: int, variant: str) -> None:
+        super().__init__()
+        self.input_norm = nn.RMSNorm(width, eps=1e-6) if variant == "stable" else None
+        self.gate = nn.Linear(width, width, bias=False)
+        self.up = nn.Linear(width, width, bias=False)
+        self.down = nn.Linear(width, width, bias=False)
+        if variant == "stable":
+            nn.init.zeros_(self.down.weight)
+
+    def forward(self, state: Tensor) -> Tensor:
+        """[N, d] → [N, d]."""
+        x = state if self.input_norm is None else self.input_norm(state)
+        update = self.down(nn.functional.silu(self.gate(x)) * self.up(x))
+        return update if self.input_norm is None else state + update
+
+
+class Verbalizers(nn.Module):
+    """One verb-FFN per target layer of one model, none shared.
+
+    Attributes:
+        target_layers: the block indices, increasing.
+    """
+
+    def __init__(self, target_layers: Sequence[int], width: int, settings: VerbalizerSettings) -> None:
+        super().__init__()
+        self.target_layers = tuple(target_layers)
+        self.variant = settings.variant
+        self.ffns = nn.ModuleList(VerbFFN(width, settings.variant) for _ in target_layers)
+
+    def forward(self, states: Sequence[Tensor], final_norm: nn.Module) -> list[Tensor]:
+        """What each target layer gives the head.
+
+        Args:
+            states: one [N, d] tensor per target layer, a decoder block's output.
+            final_norm: the backbone's; frozen. `literal` goes to the head without it.
+
+        Returns:
+            One [N, d] tensor per target layer, an input of the head.
+        """
+        verbalized = []
+        for ffn, state in zip(self.ffns, states, strict=True):
+            output = ffn(state.to(ffn.gate.weight.dtype))
+            verbalized.append(final_norm(output) if self.variant == "stable" else output)
+        return verbalized
+
+    def save(self, path: Path) -> None:
+        """Write weights, target layers and variant as one safetensors file."""
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        layers = ",".join(map(str, self.target_layers))
+        save_file(tensors, path, metadata={"target_layers": layers, "variant": self.variant})
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device | str = "cpu") -> Verbalizers:
+        """Read what `save` wrote."""
+        from safetensors import safe_open
+
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+        tensors = load_file(path, device=str(device))
+        width = tensors["ffns.0.gate.weight"].shape[0]
+        layers = [int(layer) for layer in metadata["target_layers"].split(",")]
+        with torch.device("meta"):
+            verbalizers = cls(layers, width, VerbalizerSettings(variant=metadata["variant"]))
+        verbalizers.load_state_dict(tensors, assign=True)
+        return verbalizers
