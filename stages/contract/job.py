@@ -11,12 +11,13 @@ stage failed; 2 the job is not valid.
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
 
@@ -24,6 +25,7 @@ from stages.contract import settings as s
 from stages.contract.artifact import ArtifactError, Manifest, commit, open_artifact, prepare_work
 
 JOB_FILE = "job.json"
+S = TypeVar("S", bound=s.Settings)
 
 
 class StageError(Exception):
@@ -155,6 +157,12 @@ class Job(BaseModel):
             )
         return self
 
+    def typed(self, settings: type[S]) -> S:
+        """The settings as the stage's own class."""
+        if not isinstance(self.settings, settings):
+            raise TypeError(f"a {self.stage} job has {type(self.settings).__name__}, not {settings.__name__}")
+        return self.settings
+
 
 Run = Callable[[Job, Path], dict[str, Any]]
 """A stage's work: fill the folder, return the summary that goes into the manifest."""
@@ -185,9 +193,10 @@ def execute(job: Job, run: Run) -> Manifest:
     return manifest
 
 
-def main(name: str, run: Run, argv: list[str] | None = None) -> int:
+def main(name: str, argv: list[str] | None = None) -> int:
     """The command line of one stage: `python -m stages.<name>`."""
     stage = STAGES[name]
+    run: Run = importlib.import_module(f"stages.{name}").run
     parser = argparse.ArgumentParser(
         prog=f"python -m stages.{name}",
         description=f"{name}: {stage.summary}.",

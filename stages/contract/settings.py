@@ -132,7 +132,7 @@ class Lora(Settings):
     """Low-rank adaptation of the decoder's linear layers; merged when the student is saved."""
 
     rank: int = Field(default=64, ge=1)
-    alpha: float = Field(default=64, gt=0)
+    alpha: int = Field(default=64, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -256,3 +256,4 @@ class EvaluationSettings(Settings):
     max_new_tokens: int = Field(default=64, ge=1)
     num_beams: int = Field(default=1, ge=1)
     shard_samples: Annotated[int, Incidental()] = Field(default=64, ge=1)
+    micro_batch_size: Annotated[int, Incidental()] = Field(default=8, ge=1)
