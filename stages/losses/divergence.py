@@ -17,7 +17,7 @@ softmax the gradient of a student near its teacher is about 8 % off, with float3
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -87,21 +87,22 @@ def log_partition(x: Tensor, head: Head) -> Tensor:
 
 class _LogPartition(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         log_z = torch.empty(len(x), dtype=torch.float32, device=x.device)
         mean_row = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        for chunk in _chunks(len(x), len(weight)):
-            logits = _logits(x[chunk], weight, bias)
-            log_z[chunk] = logits.logsumexp(dim=-1)
-            if mean_row is not None:
-                probabilities = logits.sub_(log_z[chunk, None]).exp_()
-                mean_row[chunk] = probabilities.to(weight.dtype) @ weight
+        with torch.autocast(x.device.type, enabled=False):
+            for chunk in _chunks(len(x), len(weight)):
+                logits = _logits(x[chunk], weight, bias)
+                log_z[chunk] = logits.logsumexp(dim=-1)
+                if mean_row is not None:
+                    probabilities = logits.sub_(log_z[chunk, None]).exp_()
+                    mean_row[chunk] = (probabilities.to(weight.dtype) @ weight).to(x.dtype)
         if mean_row is not None:
             ctx.save_for_backward(mean_row)
         return log_z
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (mean_row,) = ctx.saved_tensors
         return mean_row * grad[:, None].to(mean_row.dtype), None, None
 

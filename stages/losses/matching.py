@@ -8,7 +8,6 @@ rows of the paper's ablation. No gradient flows through a choice.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -117,12 +116,6 @@ def check_layer_counts(student_layers: int, teacher_layers: int) -> None:
             f"{student_layers} student target layers cannot be matched with {teacher_layers} of the teacher; "
             "choose fewer in student.target_layers or more in teacher.target_layers"
         )
-
-
-def find_not_finite(kl_by_sample: Tensor, sample_ids: Sequence[str]) -> list[str]:
-    """The samples with a NaN or infinite KL in any pair of layers; `kl_by_sample` is [B, t_s, t_l]."""
-    bad = ~torch.isfinite(kl_by_sample).all(dim=2).all(dim=1)
-    return [sample_ids[index] for index in bad.nonzero()[:, 0].tolist()]
 
 
 def _window(start: Tensor, end: int, teacher_layers: int) -> Tensor:
