@@ -7,7 +7,7 @@ that turn, the end-of-turn token included; only those tokens carry loss (METHOD 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from stages.contract.settings import Preprocessing
-from stages.data.sample import BadSample, Sample
+from stages.data.sample import BadLine, BadSample, Sample
 
 
 @dataclass(frozen=True)
@@ -110,12 +110,6 @@ class Encoder:
             self._memory_left -= encoded.num_bytes
         return encoded
 
-    def encode_prompt(self, sample: Sample) -> dict[str, Any]:
-        """The last question without its answer, for generation: tensors with a batch axis of 1."""
-        last = max(i for i, message in enumerate(sample.messages) if message["role"] == "assistant")
-        images = sample.load_images(self._settings.max_image_pixels)
-        return self._process(self._render(sample.messages[:last], prompt=True), images)
-
     def _encode(self, sample: Sample) -> Encoded:
         text = self._render(sample.messages)
         spans = self._response_spans(sample, text)
@@ -134,10 +128,10 @@ class Encoder:
     def _render(self, messages: Sequence[dict[str, Any]], *, prompt: bool = False) -> str:
         return self.processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt)
 
-    def _process(self, text: str, images: list[Any], **text_options: Any) -> dict[str, Any]:
-        options = dict(self._limits) if images else {}
+    def _process(self, text: str, images: list[Any], **options: Any) -> dict[str, Any]:
+        limits = self._limits if images else {}
         try:
-            return dict(self.processor(text=[text], images=images or None, return_tensors="pt", **options, **text_options))
+            return dict(self.processor(text=[text], images=images or None, return_tensors="pt", **limits, **options))
         except (ValueError, IndexError, TypeError, RuntimeError) as error:
             raise BadSample(f"the processor refuses the sample: {error}") from error
 
@@ -158,6 +152,17 @@ class Encoder:
         decoded = self.processor.tokenizer.decode(response_ids, skip_special_tokens=True)
         if "".join(decoded.split()) != "".join("".join(sample.responses).split()):
             raise BadSample(f"the response tokens decode to {decoded!r}, not to the responses")
+
+
+def encode_all(encoder: Encoder, samples: Iterable[Sample]) -> tuple[list[Encoded], list[BadLine]]:
+    """Encode what can be encoded; the others are named with the reason."""
+    good, bad = [], []
+    for sample in samples:
+        try:
+            good.append(encoder.encode(sample))
+        except BadSample as error:
+            bad.append(BadLine(sample.id, sample.line, str(error)))
+    return good, bad
 
 
 def collate(samples: Sequence[Encoded], pad_id: int) -> Batch:
@@ -182,10 +187,43 @@ def collate(samples: Sequence[Encoded], pad_id: int) -> Batch:
     )
 
 
+def collate_prompts(samples: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:
+    """Everything before the last response, padded on the left, for generation."""
+    cut = [_before_last_response(sample) for sample in samples]
+    batch = collate(cut, pad_id).inputs
+    length = batch["input_ids"].shape[1]
+    shifts = [length - len(sample.input_ids) for sample in cut]
+    return {
+        name: torch.stack([row.roll(shift, 0) for row, shift in zip(tensor, shifts, strict=True)])
+        if tensor.shape[:2] == (len(cut), length)
+        else tensor
+        for name, tensor in batch.items()
+    }
+
+
+def _before_last_response(sample: Encoded) -> Encoded:
+    mask = sample.response_mask
+    starts = (mask & ~mask.roll(1)).nonzero()[:, 0]
+    end = int(starts[-1])
+    extras = {
+        name: tensor[:, :end] if tensor.shape == (1, len(mask)) else tensor for name, tensor in sample.extras.items()
+    }
+    return Encoded(sample.sample, sample.input_ids[:end], mask[:end], extras)
+
+
 def _collate_extra(samples: Sequence[Encoded], name: str, longest: int) -> Tensor:
     values = [sample.extras[name] for sample in samples]
     along_tokens = all(v.ndim == 2 and v.shape == (1, len(s.input_ids)) for v, s in zip(values, samples, strict=True))
-    return torch.stack([_pad(value[0], longest, 0) for value in values]) if along_tokens else torch.cat(values)
+    if along_tokens:
+        return torch.stack([_pad(value[0], longest, 0) for value in values])
+    largest = [max(sizes) for sizes in zip(*(value.shape[1:] for value in values), strict=True)]
+    return torch.cat([_grow(value, largest) for value in values])
+
+
+def _grow(tensor: Tensor, shape: list[int]) -> Tensor:
+    """Zeros at the end of every axis but the first, up to `shape`: tiles that a smaller picture does not have."""
+    missing = [target - size for size, target in zip(tensor.shape[1:], shape, strict=True)]
+    return torch.nn.functional.pad(tensor, [amount for axis in reversed(missing) for amount in (0, axis)])
 
 
 def _pad(tensor: Tensor, length: int, value: int) -> Tensor:

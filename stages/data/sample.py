@@ -11,7 +11,7 @@ A sample file is JSON Lines. Each line holds `id`, `images` (paths relative to t
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +33,24 @@ class Sample:
         images: absolute paths, in the order of the image parts of the messages.
         messages: chat messages whose content is always a list of `image` and `text` parts.
         task: what kind of question it is; scores are reported by it.
+        line: where it stood in its file, counted from 1.
     """
 
     id: str
     images: tuple[Path, ...]
     messages: tuple[dict[str, Any], ...]
     task: str = ""
+    line: int = 0
 
     @property
     def responses(self) -> list[str]:
         """The texts of the assistant's turns."""
         return [_text(message) for message in self.messages if message["role"] == "assistant"]
+
+    @property
+    def question(self) -> str:
+        """The text of the last user turn."""
+        return next((_text(m) for m in reversed(self.messages) if m["role"] == "user"), "")
 
     def load_images(self, max_pixels: int) -> list[Image.Image]:
         """Decode the pictures as RGB.
@@ -56,7 +63,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class BadLine:
-    """A line of a sample file that is no sample."""
+    """A sample that was left out: its id and line in the sample file, and why."""
 
     id: str
     line: int
@@ -74,7 +81,7 @@ def read_samples(path: Path) -> tuple[list[Sample], list[BadLine]]:
             try:
                 data = json.loads(line.decode("utf-8"))
                 sample_id = str(data["id"]) if isinstance(data, dict) and "id" in data else sample_id
-                sample = parse_sample(data, root)
+                sample = replace(parse_sample(data, root), line=number)
                 if sample.id in samples:
                     raise BadSample("duplicate id")
                 samples[sample.id] = sample
@@ -95,14 +102,18 @@ def parse_sample(data: Any, root: Path) -> Sample:
     """
     if not isinstance(data, dict) or not {"id", "messages"} <= set(data):
         raise BadSample("a sample needs `id` and `messages`")
+    if not data["messages"]:
+        raise BadSample("`messages` is empty")
     messages = tuple(_parse_message(message) for message in _list_of(data, "messages"))
     images = tuple(_inside(root, str(name)) for name in _list_of({"images": data.get("images") or []}, "images"))
     placeholders = sum(part["type"] == "image" for message in messages for part in message["content"])
     if placeholders != len(images):
         raise BadSample(f"{len(images)} images but {placeholders} image parts in the messages")
     sample = Sample(str(data["id"]), images, messages, str(data.get("task", "")))
-    if not sample.responses or not all(text.strip() for text in sample.responses):
-        raise BadSample("an assistant turn is missing or empty")
+    if messages[0]["role"] == "assistant" or not sample.responses:
+        raise BadSample("a conversation needs a question and then an answer")
+    if not all(text.strip() for text in sample.responses):
+        raise BadSample("an answer is empty")
     return sample
 
 

@@ -19,7 +19,7 @@ from stages.contract.job import StageError
 from stages.contract.settings import ModelLoading
 from stages.data.encoding import Batch
 from stages.models.readout import Readout
-from stages.models.structure import find_blocks, find_head, find_norm
+from stages.models.structure import find_blocks, find_head, find_norm, split_revision
 
 STRUCTURE_TOLERANCE = 1e-3
 """Relative difference allowed between the model's logits and blocks → norm → head."""
@@ -53,10 +53,14 @@ class Backbone:
         self.head = find_head(model)
 
     @classmethod
-    def load(cls, place: str, loading: ModelLoading, revision: str | None = None) -> Backbone:
-        """Load a checkpoint folder or hub id as any user of transformers would."""
+    def load(cls, place: str, loading: ModelLoading) -> Backbone:
+        """Load a checkpoint folder or hub id (`id` or `id@revision`) as any user of transformers would.
+
+        It goes where `loading.device_map` says, else to the first GPU, else to the CPU.
+        """
+        name, revision = split_revision(place)
         model = AutoModelForImageTextToText.from_pretrained(
-            place,
+            name,
             revision=revision,
             dtype=getattr(torch, loading.dtype),
             attn_implementation=loading.attn_implementation,
@@ -64,6 +68,9 @@ class Backbone:
             quantization_config=_quantization(loading),
             trust_remote_code=loading.trust_remote_code,
         )
+        placed = loading.device_map is not None or loading.quantization is not None
+        if not placed:
+            model.to(default_device())  # type: ignore[arg-type]
         return cls(model.eval())
 
     @property
@@ -79,7 +86,7 @@ class Backbone:
     @property
     def device(self) -> torch.device:
         """Where inputs have to be."""
-        return self.model.get_input_embeddings().weight.device
+        return next(self.model.get_input_embeddings().parameters()).device
 
     def states(self, batch: Batch, target_layers: Sequence[int]) -> States:
         """Hidden states at the batch's response positions, with gradient where it is enabled."""
@@ -112,9 +119,15 @@ class Backbone:
         return difference
 
 
-def load_processor(place: str, loading: ModelLoading, revision: str | None = None) -> Any:
+def load_processor(place: str, loading: ModelLoading) -> Any:
     """The checkpoint's own processor."""
-    return AutoProcessor.from_pretrained(place, revision=revision, trust_remote_code=loading.trust_remote_code)
+    name, revision = split_revision(place)
+    return AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=loading.trust_remote_code)
+
+
+def default_device() -> torch.device:
+    """This process's first GPU, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @contextmanager
@@ -147,4 +160,3 @@ def _quantization(loading: ModelLoading) -> Any:
     if loading.quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=getattr(torch, loading.dtype))
-

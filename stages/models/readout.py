@@ -6,13 +6,16 @@ the teacher's readout beside its states.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from stages.contract.settings import ModelLoading
+from stages.losses.divergence import Head
 from stages.models.structure import find_head, find_norm, skeleton
 
 READOUT_FILE = "readout.safetensors"
@@ -26,17 +29,14 @@ class Readout:
         self.norm = norm
         self.head = head
 
-    def weight(self, vocabulary: int) -> Tensor:
-        """[V, d], the head's rows of the real token ids; padding rows are left out."""
-        return self.head.weight.detach()[:vocabulary]
-
-    def bias(self, vocabulary: int) -> Tensor | None:
-        """[V], the head's bias at the real token ids, or None."""
+    def head_rows(self, vocabulary: int) -> Head:
+        """The head's rows of the `vocabulary` real token ids, without gradient; padding rows are left out."""
         bias = getattr(self.head, "bias", None)
-        return None if bias is None else bias.detach()[:vocabulary]
+        return Head(self.head.weight.detach()[:vocabulary], None if bias is None else bias.detach()[:vocabulary])
 
-    def save(self, folder: Path) -> None:
-        """Write `readout.safetensors`."""
+    def save(self, folder: Path, config: PretrainedConfig) -> None:
+        """Write `readout.safetensors`, and the model's `config.json` to rebuild the modules from."""
+        config.save_pretrained(folder)
         parts = {"norm": self.norm, "head": self.head}
         tensors = {
             f"{part}.{name}": tensor.detach().cpu().contiguous().clone()
@@ -46,19 +46,36 @@ class Readout:
         save_file(tensors, folder / READOUT_FILE)
 
     @classmethod
-    def load(cls, folder: Path, place: str, loading: ModelLoading) -> Readout:
-        """Rebuild the readout kept in `folder` with the modules that the checkpoint at `place` has."""
-        model = skeleton(place, loading)
+    def load(cls, folder: Path, loading: ModelLoading) -> Readout:
+        """Read what `save` wrote; the rest of the model is never built."""
+        model = skeleton(str(folder), loading)
         tensors = load_file(folder / READOUT_FILE)
-        return cls(*(_filled(find(model), tensors, part) for part, find in (("norm", find_norm), ("head", find_head))))
+        norm, head = find_norm(model), find_head(model)
+        _fill(norm, tensors, "norm")
+        _fill(head, tensors, "head")
+        return cls(norm, head)
 
     def to(self, device: torch.device) -> Readout:
         """The same readout with its weights on another device."""
         return Readout(self.norm.to(device), self.head.to(device))
 
 
-def _filled(module: nn.Module, tensors: dict[str, Tensor], part: str) -> nn.Module:
+def save_head(head: Head, path: Path) -> None:
+    """Write a head's rows, whole."""
+    tensors = {"weight": head.weight} | ({} if head.bias is None else {"bias": head.bias})
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    save_file({name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}, temporary)
+    temporary.replace(path)
+
+
+def load_head(path: Path, device: torch.device) -> Head:
+    """Read what `save_head` wrote."""
+    tensors = load_file(path, device=str(device))
+    return Head(tensors["weight"], tensors.get("bias"))
+
+
+def _fill(module: nn.Module, tensors: dict[str, Tensor], part: str) -> None:
     prefix = f"{part}."
     state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     module.load_state_dict(state, assign=True)
-    return module.requires_grad_(False)
+    module.requires_grad_(False)

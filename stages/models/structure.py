@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
@@ -10,9 +12,16 @@ from stages.contract.job import StageError
 from stages.contract.settings import ModelLoading
 
 
+def split_revision(place: str) -> tuple[str, str | None]:
+    """Name and revision of a folder, a hub id, or `id@revision`."""
+    name, _, revision = (place, "", "") if Path(place).exists() else place.partition("@")
+    return name, revision or None
+
+
 def skeleton(place: str, loading: ModelLoading) -> PreTrainedModel:
     """The model's structure without its weights (on the meta device)."""
-    config = AutoConfig.from_pretrained(place, trust_remote_code=loading.trust_remote_code)
+    name, revision = split_revision(place)
+    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=loading.trust_remote_code)
     with torch.device("meta"):
         return AutoModelForImageTextToText.from_config(config, trust_remote_code=loading.trust_remote_code)
 

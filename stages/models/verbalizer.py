@@ -60,9 +60,14 @@ class Verbalizers(nn.Module):
         """
         verbalized = []
         for ffn, state in zip(self.ffns, states, strict=True):
-            output = ffn(state.to(ffn.gate.weight.dtype))
+            output = ffn(state.to(self.dtype))
             verbalized.append(final_norm(output) if self.variant == "stable" else output)
         return verbalized
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next(self.parameters()).dtype
 
     def save(self, path: Path) -> None:
         """Write weights, target layers and variant as one safetensors file."""

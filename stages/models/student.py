@@ -1,0 +1,68 @@
+"""Which parts of a student are trained, with or without LoRA, and how it is saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from stages.contract.settings import Lora, Schedule
+from stages.models.backbone import Backbone
+
+
+def train_decoder(backbone: Backbone, lora: Lora | None) -> None:
+    """Train the decoder blocks; head, embeddings, final norm, vision tower and projector stay frozen."""
+    backbone.model.requires_grad_(False)
+    if lora:
+        add_lora(backbone.blocks, lora)
+    else:
+        backbone.blocks.requires_grad_(True)
+
+
+def train_language_model(backbone: Backbone, lora: Lora | None) -> None:
+    """Train decoder, embeddings and head; vision tower and projector stay frozen.
+
+    With LoRA the blocks are adapted, and embeddings and head are trained in full.
+    """
+    train_decoder(backbone, lora)
+    if not lora:
+        backbone.norm.requires_grad_(True)
+    backbone.model.get_input_embeddings().requires_grad_(True)
+    backbone.head.requires_grad_(True)
+
+
+def prepare_for_training(backbone: Backbone, schedule: Schedule) -> None:
+    """Training mode, with gradient checkpointing where the schedule asks for it."""
+    backbone.model.train()
+    if schedule.gradient_checkpointing:
+        backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def add_lora(blocks: nn.Module, lora: Lora) -> None:
+    """Put LoRA adapters on the linear layers of the decoder blocks; only the adapters require gradient."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.target_modules)
+    )
+    inject_adapter_in_model(config, blocks)
+
+
+def merge_lora(blocks: nn.Module) -> None:
+    """Fold the adapters into the weights and take them out: the modules are the base model's again."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    adapted = [(name, module) for name, module in blocks.named_modules() if isinstance(module, BaseTunerLayer)]
+    for name, module in adapted:
+        module.merge()
+        parent, _, child = name.rpartition(".")
+        setattr(blocks.get_submodule(parent), child, module.get_base_layer())
+
+
+def save_student(backbone: Backbone, processor: Any, folder: Path) -> None:
+    """Export in plain Hugging Face form, with exactly the base model's parameters and configuration."""
+    merge_lora(backbone.blocks)
+    backbone.model.eval()
+    backbone.model.save_pretrained(folder)
+    processor.save_pretrained(folder)
