@@ -1,0 +1,117 @@
+"""Evaluation: answer held-out questions by greedy (or beam) decoding and score the answers.
+
+Reads   the samples, one model (a teacher, a small backbone or an exported student).
+Writes  `predictions/`: shards with id, task, question, reference, prediction, correct;
+        `quarantine.jsonl`. The scores stand in the manifest.
+Runs    on actors of Ray Data; resumes at a shard.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from stages.cache.shard import ShardSummary, summarize, write_table
+from stages.cluster import run_over_shards
+from stages.contract import Job
+from stages.contract.files import PREDICTIONS_FOLDER
+from stages.contract.job import main
+from stages.contract.settings import EvaluationSettings
+from stages.data.encoding import Encoded, Encoder, collate_prompts, encode_all
+from stages.data.sample import Sample, read_samples
+from stages.models.backbone import Backbone, load_processor
+
+_SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("id", "task", "question", "reference", "prediction")),
+        ("correct", pa.bool_()),
+    ]
+)
+
+
+class EvaluationWorker:
+    """Writes shards of answers."""
+
+    def __init__(self, job: Job) -> None:
+        self._settings = job.typed(EvaluationSettings)
+        loading = self._settings.model
+        self._encoder = Encoder(load_processor(job.inputs["model"], loading), self._settings.preprocessing)
+        self._backbone = Backbone.load(job.inputs["model"], loading)
+
+    def work(self, path: Path, samples: list[Sample]) -> ShardSummary:
+        """Answer one shard's questions."""
+        if (done := summarize(path)) is not None:
+            return done
+        encoded, bad = encode_all(self._encoder, samples)
+        answers = {sample.id: answer for group in self._groups(encoded) for sample, answer in self._answer(group)}
+        rows = [_row(sample, answers[sample.id]) for sample in samples if sample.id in answers]
+        return write_table(path, pa.Table.from_pylist(rows, schema=_SCHEMA), bad, {})
+
+    def _groups(self, encoded: Sequence[Encoded]) -> Iterator[list[Encoded]]:
+        """Samples for one `generate` call: of similar length, all with pictures or all without."""
+        size = self._settings.micro_batch_size
+        for has_images in (True, False):
+            alike = [sample for sample in encoded if bool(sample.sample.images) == has_images]
+            alike.sort(key=lambda sample: len(sample.input_ids))
+            yield from (alike[start : start + size] for start in range(0, len(alike), size))
+
+    @torch.no_grad()
+    def _answer(self, group: Sequence[Encoded]) -> list[tuple[Sample, str]]:
+        prompts = collate_prompts(group, self._encoder.pad_id)
+        generated = self._backbone.model.generate(  # type: ignore[operator]
+            **{name: tensor.to(self._backbone.device) for name, tensor in prompts.items()},
+            max_new_tokens=self._settings.max_new_tokens,
+            num_beams=self._settings.num_beams,
+            do_sample=False,
+            pad_token_id=self._encoder.pad_id,
+        )
+        new = generated[:, prompts["input_ids"].shape[1] :]
+        texts = self._encoder.processor.tokenizer.batch_decode(new, skip_special_tokens=True)
+        return [(encoded.sample, text.strip()) for encoded, text in zip(group, texts, strict=True)]
+
+
+def score(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Share of exact matches, overall and by task; `rows` hold `task` and `correct`."""
+    by_task: dict[str, list[bool]] = defaultdict(list)
+    for row in rows:
+        by_task[row["task"]].append(row["correct"])
+    return {
+        "overall": sum(row["correct"] for row in rows) / max(1, len(rows)),
+        "samples": len(rows),
+        "by_task": {
+            task: {"accuracy": sum(correct) / len(correct), "samples": len(correct)}
+            for task, correct in sorted(by_task.items())
+        },
+    }
+
+
+def _row(sample: Sample, prediction: str) -> dict[str, Any]:
+    reference = sample.responses[-1].strip()
+    return {
+        "id": sample.id,
+        "task": sample.task,
+        "question": sample.question,
+        "reference": reference,
+        "prediction": prediction,
+        "correct": prediction == reference,
+    }
+
+
+def run(job: Job, work: Path) -> dict[str, Any]:
+    """Answer and score the samples."""
+    samples, bad = read_samples(Path(job.inputs["samples"]))
+    totals = run_over_shards(job, work, EvaluationWorker, samples, bad, PREDICTIONS_FOLDER)
+    paths = sorted((work / PREDICTIONS_FOLDER).glob("*.parquet"))
+    rows = [row for path in paths for row in pq.read_table(path, columns=["task", "correct"]).to_pylist()]
+    return {**score(rows), "quarantined": totals["quarantined"]}
+
+
+if __name__ == "__main__":
+    sys.exit(main("evaluation"))

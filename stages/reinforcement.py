@@ -1,0 +1,65 @@
+"""Reinforcement (step 3 of the paper): plain supervised finetuning of the whole distilled student.
+
+Reads   the samples, the student.
+Writes  the exported student: a plain Hugging Face checkpoint with exactly the base model's parameter
+        names, shapes and configuration; the journal.
+Runs    on workers of Ray Train; resumes at a step, bit for bit on the same number of workers.
+
+It is not reinforcement learning. Interaction trains against distributions, and its greedy decoding
+falls behind; this step makes the answers follow the instruction again (METHOD §4).
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stages.contract import Job, read_journal
+from stages.contract.job import main
+from stages.contract.settings import ReinforcementSettings
+from stages.data.encoding import Batch, Encoder
+from stages.data.sample import read_samples
+from stages.models.backbone import Backbone, load_processor
+from stages.models.student import prepare_for_training, save_student, train_language_model
+from stages.training.launch import train
+from stages.training.objective import Loss, Objective
+
+
+class ReinforcementObjective(Objective):
+    """Cross-entropy of the response tokens; the head is trained too."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__()
+        settings = job.typed(ReinforcementSettings)
+        self.schedule, self.preprocessing = settings.schedule, settings.preprocessing
+        self.generator = torch.Generator().manual_seed(self.schedule.seed)
+        torch.manual_seed(self.schedule.seed)
+        self.encoder = Encoder(load_processor(job.inputs["student"], settings.model), self.preprocessing)
+        self._backbone = Backbone.load(job.inputs["student"], settings.model)
+        train_language_model(self._backbone, settings.lora)
+        prepare_for_training(self._backbone, self.schedule)
+        self.model = self._backbone.model
+        self.samples, _ = read_samples(Path(job.inputs["samples"]))
+
+    def forward(self, batch: Batch) -> Loss:
+        """Next-token cross-entropy over the real token ids."""
+        logits = self._backbone.head(self._backbone.states(batch, ()).last)[:, : self.encoder.real_vocabulary]
+        return Loss(torch.nn.functional.cross_entropy(logits.float(), batch.labels, reduction="sum"), {})
+
+    def save(self, work: Path) -> dict[str, Any]:
+        """Export the student."""
+        save_student(self._backbone, self.encoder.processor, work)
+        last = read_journal(work)[-1]
+        return {"steps": last["step"], "loss": last["loss"]}
+
+
+def run(job: Job, work: Path) -> dict[str, Any]:
+    """Finetune and export the student."""
+    return train(job, work, "stages.reinforcement:ReinforcementObjective")
+
+
+if __name__ == "__main__":
+    sys.exit(main("reinforcement"))

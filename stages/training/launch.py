@@ -1,0 +1,89 @@
+"""Launch: run a training stage's workers with Ray Train and bring their result home."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from stages.contract import Job, StageError
+from stages.contract.artifact import SCRATCH_FOLDER
+from stages.contract.files import QUARANTINE_FILE
+
+_SUMMARY_FILE = "summary.json"
+_ERROR_FILE = "error.txt"
+
+
+def train(job: Job, work: Path, objective: str) -> dict[str, Any]:
+    """Train on `job.resources.workers` workers; 0 trains in this process.
+
+    Args:
+        job: passed to every worker.
+        work: on storage that all workers share; holds checkpoints until the stage is done.
+        objective: `module:function` that builds the objective from (job); imported in the workers.
+
+    Returns:
+        The summary for the manifest.
+
+    Raises:
+        StageError: a worker failed for a reason that has a message of its own.
+    """
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from stages.cluster import connect
+
+    resources = job.resources
+    if resources.workers:
+        connect()
+    scratch = work / SCRATCH_FOLDER
+    scratch.mkdir(exist_ok=True)
+    (scratch / _ERROR_FILE).unlink(missing_ok=True)
+    trainer = TorchTrainer(
+        _train_worker,
+        train_loop_config={"job": job.model_dump_json(), "work": str(work), "objective": objective},
+        scaling_config=ScalingConfig(
+            num_workers=resources.workers,
+            use_gpu=resources.gpus_per_worker > 0,
+            resources_per_worker={"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker},
+        ),
+        run_config=RunConfig(
+            name="train",
+            storage_path=str(scratch),
+            failure_config=FailureConfig(max_failures=resources.max_failures, controller_failure_limit=1),  # type: ignore[call-arg]
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:
+        message = scratch / _ERROR_FILE
+        raise StageError(message.read_text() if message.is_file() else f"{job.stage}: {error}") from error
+    return json.loads((scratch / _SUMMARY_FILE).read_text())
+
+
+def _train_worker(config: dict[str, str]) -> None:
+    from stages.training.loop import Loop
+
+    job, work = Job.model_validate_json(config["job"]), Path(config["work"])
+    module, _, function = config["objective"].partition(":")
+    build: Callable[[Job], Any] = getattr(importlib.import_module(module), function)
+    try:
+        objective = build(job)
+        bad = Loop(objective, objective.schedule, work).run()
+    except StageError as error:
+        (work / SCRATCH_FOLDER / _ERROR_FILE).write_text(f"{job.stage}: {error}")
+        raise
+    if _is_first_worker():
+        summary = objective.save(work)
+        (work / QUARANTINE_FILE).write_text("".join(json.dumps(asdict(line)) + "\n" for line in bad))
+        (work / SCRATCH_FOLDER / _SUMMARY_FILE).write_text(json.dumps({**summary, "quarantined": len(bad)}))
+
+
+def _is_first_worker() -> bool:
+    import ray.train
+
+    return ray.train.get_context().get_world_rank() == 0
