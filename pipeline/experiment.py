@@ -1,0 +1,190 @@
+"""One experiment, typed: what `conf/` says once it is composed.
+
+The stages' settings are the stages' own classes; nothing is declared twice. What is added here is
+what the chain alone knows (models, data, variants, where to run) and which combinations of
+settings contradict each other.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from stages.contract import STAGES, Resources
+from stages.contract.settings import (
+    CaptureSettings,
+    EvaluationSettings,
+    InteractionSettings,
+    ModelLoading,
+    PrecomputeSettings,
+    PrepareSettings,
+    Preprocessing,
+    ReinforcementSettings,
+    TargetLayers,
+    VerbalizationSettings,
+)
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+MAIN = "vlsi"
+"""Name of the experiment itself among the things that are evaluated."""
+UNTRAINED = ("teacher", "backbone")
+"""Names of what is evaluated as it is."""
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
+Place = Annotated[str, AfterValidator(_absolute)]
+"""A path, made absolute against the current directory: stages run elsewhere."""
+
+
+class Section(BaseModel):
+    """Base of the chain's own sections: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Model(Section):
+    """A checkpoint and how it is read."""
+
+    path: str
+    """A folder, or a hub id such as `Qwen/Qwen2-VL-2B-Instruct`."""
+    revision: str | None = None
+    """Of a hub id: a branch, tag or commit; only a commit never changes under you."""
+    loading: ModelLoading = ModelLoading()
+    target_layers: TargetLayers
+
+    @field_validator("path")
+    @classmethod
+    def _absolute_folder(cls, path: str) -> str:
+        is_hub_id = _HUB_ID.fullmatch(path) and not path.startswith(".") and not Path(path).exists()
+        return path if is_hub_id else _absolute(path)
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the path is on this machine rather than on a hub."""
+        return Path(self.path).is_absolute()
+
+    @property
+    def place(self) -> str:
+        """What a stage is told to load: a folder, or a hub id with its revision after an `@`."""
+        return f"{self.path}@{self.revision}" if self.revision and not self.is_folder else self.path
+
+
+class Data(Section):
+    """The samples (JSON lines) and how they become tensors."""
+
+    train: Place
+    test: Place
+    preprocessing: Preprocessing = Preprocessing()
+
+
+class Execution(Section):
+    """Where stages run and how many at once; never part of a fingerprint."""
+
+    kind: Literal["local"] = "local"
+    parallel_stages: int = Field(default=2, ge=1)
+    """Stages that do not need each other run side by side, up to this many."""
+    cpus: int | None = Field(default=None, ge=1)
+    """CPUs that the local Ray hands out; None gives every parallel stage what it asks for."""
+    resources: dict[str, Resources] = {}
+    """By stage, or for one node alone, such as `evaluation@teacher`."""
+
+    @field_validator("resources")
+    @classmethod
+    def _known_stages(cls, resources: dict[str, Resources]) -> dict[str, Resources]:
+        if unknown := sorted(key for key in resources if key.partition("@")[0] not in STAGES):
+            raise ValueError(f"{', '.join(unknown)} is no stage; allowed: {', '.join(STAGES)}")
+        return resources
+
+    def resources_of(self, key: str) -> Resources:
+        """The resources of one node: its own, else its stage's, else the default."""
+        stage = key.partition("@")[0]
+        return self.resources.get(key, self.resources.get(stage, Resources()))
+
+
+class Tracking(Section):
+    """MLflow; the server is named by MLFLOW_TRACKING_URI, else a database in the store is used."""
+
+    enabled: bool = True
+    experiment: str = "vlsi"
+    """The MLflow experiment in which runs are compared."""
+
+
+class Experiment(Section):
+    """Everything `vlsi` knows about one experiment."""
+
+    name: str
+    seed: int = 0
+    store: Place
+    prepared: Place
+    """Artifact of `vlsi prepare`, where the experiment makes its own models and data."""
+    teacher: Model
+    student: Model
+    data: Data
+    prepare: PrepareSettings | None = None
+    capture: CaptureSettings
+    verbalization: VerbalizationSettings
+    precompute: PrecomputeSettings | None
+    interaction: InteractionSettings | None
+    """None: reinforcement starts from the backbone, which is plain finetuning."""
+    reinforcement: ReinforcementSettings
+    evaluation: EvaluationSettings
+    variants: dict[str, tuple[str, ...]] = {}
+    """Trained and evaluated beside the experiment: name -> overrides relative to it."""
+    executor: Execution
+    tracking: Tracking = Tracking()
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_file_name(cls, name: str) -> str:
+        if not _NAME.fullmatch(name):
+            raise ValueError("use lower-case letters, digits, '.', '_' and '-'")
+        return name
+
+    @field_validator("variants")
+    @classmethod
+    def _variant_names(cls, variants: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for name in variants:
+            if name in (*UNTRAINED, MAIN) or not _NAME.fullmatch(name):
+                raise ValueError(
+                    f"{name!r} cannot name a variant; use lower-case letters, digits, '.', '_' and '-', "
+                    f"and none of {', '.join((*UNTRAINED, MAIN))}"
+                )
+        return variants
+
+    @model_validator(mode="after")
+    def _teacher_signal_exists(self) -> Experiment:
+        if self.interaction is None or not self.interaction.losses.need_teacher:
+            return self
+        losses = self.interaction.losses
+        wanted = f"interaction.losses.intermediate={losses.intermediate} with interaction.losses.last={losses.last}"
+        if self.precompute is None:
+            raise ValueError(f"precompute: null does not go with {wanted}, which compares with the teacher's cache")
+        if self.precompute.layers == "last" and losses.intermediate in ("kl", "feature-l2"):
+            raise ValueError(
+                f"precompute.layers: 'last' caches no intermediate layer, but {wanted} compares with them; "
+                "set precompute.layers=all or interaction.losses.intermediate=none"
+            )
+        if self.precompute.codec != "hidden" and losses.intermediate == "feature-l2":
+            raise ValueError(
+                f"precompute.codec: {self.precompute.codec!r} keeps no hidden state, but "
+                "interaction.losses.intermediate=feature-l2 compares hidden states; set precompute.codec=hidden"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _quantized_weights_stay_fixed(self) -> Experiment:
+        for stage in ("interaction", "reinforcement"):
+            settings = getattr(self, stage)
+            if settings is not None and settings.model.quantization and settings.lora is None:
+                raise ValueError(
+                    f"{stage}.lora: null trains all weights, but {stage}.model.quantization="
+                    f"{settings.model.quantization} keeps them fixed; set {stage}.lora={{}} or quantization=null"
+                )
+        return self

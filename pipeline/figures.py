@@ -1,0 +1,166 @@
+"""The figures of a run, from manifests and journals alone.
+
+Colours work on white and on black: ink is one recognisable colour, which the report replaces by the
+page's own. Matplotlib is imported where something is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+from pipeline.results import Scores, tasks_of
+from stages.contract import Artifact, read_journal
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK = "#1f2937"
+TEACHER, STUDENT = "#d9822b", "#3b82c4"
+SERIES = ("#d9822b", "#8f99a8", "#4b9b72", "#a35fb0", "#c25b6e", "#7a8f2a", "#3b82c4")
+HEAT = "Blues"
+WIDTH, HEIGHT = 7.0, 3.4
+"""Inches."""
+
+
+def stage_figures(artifact: Artifact) -> dict[str, Figure]:
+    """Every figure that one artifact can give, by name."""
+    summary = artifact.manifest.summary
+    journal = read_journal(artifact.path)
+    figures = {}
+    if any("loss" in line for line in journal):
+        figures["loss"] = loss_curves({artifact.manifest.stage: journal})
+    if "ce_student" in summary:
+        figures["ce_by_depth"] = ce_by_depth(summary)
+    if "matching_end" in summary:
+        figures["matching"] = matching(summary)
+    return figures
+
+
+def matching(summary: Mapping[str, Any]) -> Figure:
+    """How often each student layer learned from each teacher layer, at the start and at the end (paper Fig. 5)."""
+    rows, columns = len(summary["student_target_layers"]), len(summary["teacher_target_layers"])
+    figure = _figure(WIDTH, 1.2 + 2.8 * min(1.0, rows / columns))
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axes, key, title in ((left, "matching_start", "start"), (right, "matching_end", "end")):
+        frequencies = summary[key]
+        mesh = axes.pcolormesh(frequencies, cmap=HEAT, vmin=0, vmax=1, edgecolors="face", linewidth=0.4)
+        _write_cells(axes, frequencies)
+        axes.set_xticks(*_ticks(summary["teacher_target_layers"]))
+        axes.set_yticks(*_ticks(summary["student_target_layers"]))
+        axes.set(title=title, xlabel="teacher block", aspect="equal")
+    left.set_ylabel("student block")
+    left.invert_yaxis()
+    _style(left, right)
+    bar = figure.colorbar(mesh, ax=[left, right], label="share of draws")
+    _style(bar.ax)
+    return figure
+
+
+def ce_by_depth(summary: Mapping[str, Any]) -> Figure:
+    """Cross-entropy of every verbalizer against the response, by the block it reads."""
+    figure = _figure(WIDTH, HEIGHT)
+    axes = figure.subplots()
+    for name, colour in (("teacher", TEACHER), ("student", STUDENT)):
+        blocks, values = summary[f"{name}_target_layers"], summary[f"ce_{name}"]
+        axes.plot(blocks, values, "o-", color=colour, label=name)
+    axes.set(xlabel="block", ylabel="cross-entropy, nats a token", ylim=(0, None))
+    _style(axes)
+    _legend(axes)
+    return figure
+
+
+def loss_curves(journals: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """Loss over steps, one line for each journal: what was measured faint, its running mean strong."""
+    figure = _figure(WIDTH, HEIGHT)
+    axes = figure.subplots()
+    for (label, journal), colour in zip(journals.items(), _colours(len(journals)), strict=True):
+        points = [(line["step"], line["loss"]) for line in journal if isinstance(line.get("loss"), int | float)]
+        if not points:
+            continue
+        steps, losses = zip(*points, strict=True)
+        axes.plot(steps, losses, color=colour, alpha=0.25, linewidth=0.8)
+        axes.plot(steps, _running_mean(losses), color=colour, label=label)
+    axes.set(xlabel="step", ylabel="loss")
+    _style(axes)
+    _legend(axes)
+    return figure
+
+
+def accuracy_by_task(scores: Sequence[Scores]) -> Figure:
+    """Accuracy bars: a group for each kind of question and one over all, a bar for each model."""
+    tasks = [*tasks_of(scores), "overall"]
+    figure = _figure(WIDTH, HEIGHT)
+    axes = figure.subplots()
+    width = 0.8 / max(1, len(scores))
+    for i, (row, colour) in enumerate(zip(scores, _colours(len(scores)), strict=True)):
+        values = {**row.by_task, "overall": row.overall}
+        places = [group + (i - (len(scores) - 1) / 2) * width for group in range(len(tasks))]
+        axes.bar(places, [100 * values.get(task, 0.0) for task in tasks], width, color=colour, label=row.label)
+    axes.set_xticks(range(len(tasks)), [_tick(task) for task in tasks], fontsize=8)
+    axes.set(ylabel="correct, %", ylim=(0, 100))
+    _style(axes)
+    figure.legend(loc="outside upper center", ncols=5, frameon=False, labelcolor=INK, fontsize=8)
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _style(*many: Axes) -> None:
+    """One look for all axes: no box, ink everywhere."""
+    for axes in many:
+        axes.set_facecolor("none")
+        axes.tick_params(colors=INK, labelsize=8)
+        for part in (axes.title, axes.xaxis.label, axes.yaxis.label):
+            part.set(color=INK, fontsize=9)
+        for side, spine in axes.spines.items():
+            spine.set(color=INK, linewidth=0.6, visible=side in ("left", "bottom"))
+
+
+def _tick(task: str) -> str:
+    """A name on several short lines; a dollar sign would start a formula."""
+    return task.replace("_", "\n").replace("-", "\n").replace("$", r"\$")
+
+
+def _legend(axes: Axes) -> None:
+    axes.legend(frameon=False, labelcolor=INK, fontsize=8)
+
+
+def _ticks(blocks: Sequence[int]) -> tuple[list[float], list[int]]:
+    """Places and labels of at most ten cells of a row."""
+    every = -(-len(blocks) // 10)
+    return [i + 0.5 for i in range(0, len(blocks), every)], list(blocks[::every])
+
+
+def _write_cells(axes: Axes, frequencies: Sequence[Sequence[float]]) -> None:
+    """Print the larger shares into their cells, if there is room."""
+    if len(frequencies[0]) > 12:
+        return
+    for row, values in enumerate(frequencies):
+        for column, value in enumerate(values):
+            if value >= 0.05:
+                text = f"{value:.2f}".removeprefix("0")
+                colour = "white" if value > 0.55 else "#333333"
+                axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=6, color=colour)
+
+
+def _colours(count: int) -> list[str]:
+    """The last one is always the student's own colour."""
+    return [*(SERIES[i % (len(SERIES) - 1)] for i in range(count - 1)), SERIES[-1]][:count]
+
+
+def _running_mean(values: Sequence[float], share: float = 0.05) -> list[float]:
+    """Mean over the neighbours within `share` of all values; shorter at both ends, so that it does not lag."""
+    reach = round(len(values) * share / 2)
+    sums = [0.0, *accumulate(values)]
+    means = []
+    for i in range(len(values)):
+        start, stop = max(0, i - reach), min(len(values), i + reach + 1)
+        means.append((sums[stop] - sums[start]) / (stop - start))
+    return means

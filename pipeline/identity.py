@@ -1,0 +1,138 @@
+"""What makes two results the same: fingerprints of nodes, digests of what comes from outside.
+
+A fingerprint is a hash of an identity: the stage, its version, the settings that can change its
+result, and the fingerprints or digests of its inputs. Where something lies, and where or how fast
+it is made, is in neither.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from stages.contract.artifact import canonical_json, file_sha256, write_whole
+
+DIGEST_LENGTH = 16
+DIGESTS_FILE = ".digests.json"
+_CHECKPOINT_PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.bin", "*.py")
+"""Configuration, weights, tokenizer, processor, chat template, code."""
+_NOT_OF_THE_MODEL = ("manifest.json", "job.json")
+
+
+class MissingInput(Exception):
+    """Something that an experiment names does not exist."""
+
+
+def fingerprint(identity: dict[str, Any]) -> str:
+    """16 hex digits for one identity, the same in every process.
+
+    Raises:
+        TypeError, ValueError: a value cannot be written the same way everywhere.
+    """
+    return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:DIGEST_LENGTH]
+
+
+class Digests:
+    """Content digests of checkpoints and sample files, remembered in the store.
+
+    A file is read again only when its size or modification time changes; asking again costs one
+    `stat` per file.
+    """
+
+    def __init__(self, store: Path) -> None:
+        """Continue with what `store` remembers; a damaged memory is forgotten."""
+        self._path = store / DIGESTS_FILE
+        self._known: dict[str, list[Any]] = {}
+        self._changed = False
+        try:
+            self._known = json.loads(self._path.read_text())
+        except (OSError, ValueError):
+            self._known = {}
+
+    def checkpoint(self, path: str) -> str:
+        """Of a folder: names and contents of the files that make the model. Of a hub id: the id itself."""
+        folder = Path(path)
+        if not folder.is_absolute():
+            return path if "@" in path else f"{path}@main"
+        if not folder.is_dir():
+            raise MissingInput(f"{folder} does not exist")
+        files = {file for pattern in _CHECKPOINT_PATTERNS for file in folder.glob(pattern)}
+        files = {file for file in files if file.name not in _NOT_OF_THE_MODEL}
+        if not any(file.name == "config.json" for file in files):
+            raise MissingInput(f"{folder} is no checkpoint: it has no config.json")
+        return fingerprint({file.name: self._file(file) for file in sorted(files)})
+
+    def samples(self, path: str) -> str:
+        """Of a sample file: its content and that of the images it names; where they lie is not in it."""
+        file = Path(path)
+        if not file.is_file():
+            raise MissingInput(f"{file} does not exist")
+        images = {name: self._file(file.parent / name) for name in sorted(set(_image_names(file)))}
+        return fingerprint({"samples": self._file(file), "images": images})
+
+    def save(self) -> None:
+        """Remember what was read."""
+        if self._changed:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self._path, json.dumps(self._known))
+            self._changed = False
+
+    def _file(self, path: Path) -> str:
+        """The digest of one file; a missing image has one too, and gets another when it appears."""
+        try:
+            stat = path.stat()
+        except OSError:
+            return "missing"
+        key, state = str(path), [stat.st_size, stat.st_mtime_ns]
+        known = self._known.get(key)
+        if known is None or known[:2] != state:
+            self._known[key] = known = [*state, file_sha256(path)]
+            self._changed = True
+        return str(known[2])
+
+
+def _image_names(file: Path) -> Iterator[str]:
+    """The images that a sample file names; lines that cannot be read name none."""
+    with file.open("rb") as lines:
+        for line in lines:
+            try:
+                images = json.loads(line).get("images")
+            except (ValueError, AttributeError):
+                continue
+            yield from (str(name) for name in images or [] if isinstance(images, list))
+
+
+def flatten(identity: dict[str, Any]) -> dict[str, Any]:
+    """An identity's settings by dotted key, with the stage in front, and its version."""
+    return {f"{identity['stage']}.version": identity["version"], **_flat(identity["settings"], f"{identity['stage']}.")}
+
+
+def changed_fields(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """`interaction.schedule.learning_rate 1e-4 → 5e-5`, one line for each setting that differs."""
+    old, new = flatten(before), flatten(after)
+    return [
+        f"{key} {spell(old.get(key, 'absent'))} → {spell(new.get(key, 'absent'))}"
+        for key in sorted({*old, *new})
+        if old.get(key, "absent") != new.get(key, "absent")
+    ]
+
+
+def spell(value: Any) -> str:
+    """A setting as a person would write it: `1e-4`, `null`, `[0, 1]`."""
+    if isinstance(value, float) and value and not 1e-3 <= abs(value) < 1e6:
+        mantissa, exponent = f"{value:.6e}".split("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _flat(value: dict[str, Any], prefix: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, dict) and item:
+            flat |= _flat(item, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = item
+    return flat

@@ -1,0 +1,156 @@
+"""One HTML file that shows a run: scores, curves, layers, stages. Needs no network and no other file."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+from pipeline import figures
+from pipeline.experiment import MAIN, Experiment
+from pipeline.graph import Graph, Node
+from pipeline.identity import flatten, spell
+from pipeline.results import Scores, collect_scores, tasks_of
+from stages.contract import Artifact, read_journal
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1f2937; --soft: #5b6675; --line: #d8dde4; --page: #fff; --card: #f6f7f9 }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e3e7ec; --soft: #98a3b3; --line: #39424f; --page: #14181d; --card: #1c2229 }
+}
+body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--page); margin: 0 auto;
+  max-width: 56rem; padding: 1.5rem 1rem 4rem }
+h1 { font-size: 1.6rem; margin: 0 } h2 { font-size: 1.2rem; margin: 2.5rem 0 .5rem }
+p { margin: .4rem 0 } .soft, figcaption { color: var(--soft); font-size: .9rem }
+.wide { overflow-x: auto } table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }
+th, td { padding: .35rem .7rem .35rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
+th { color: var(--soft); font-weight: 500; vertical-align: bottom } .scores thead th { white-space: normal }
+th:first-child, td:first-child, .text td { text-align: left } tr.main td { font-weight: 650 }
+figure { margin: 1rem 0; padding: .8rem; background: var(--card); border-radius: .5rem; overflow-x: auto }
+svg { width: 100%; min-width: 32rem; height: auto }
+code { font-size: .85em } details { margin: .4rem 0 } summary { cursor: pointer }
+"""
+
+
+def render(experiment: Experiment, graph: Graph, artifacts: Mapping[str, Artifact]) -> str:
+    """The report on everything that exists of an experiment, by node key."""
+    title = escape(experiment.name)
+    present = [(node, artifacts[node.key]) for node in graph.nodes if node.key in artifacts]
+    body = "\n".join(
+        part
+        for section in (
+            _introduction(experiment),
+            _scores(collect_scores(graph, artifacts)),
+            _layers(present),
+            _losses(present),
+            _stages(present),
+            _settings(present),
+        )
+        for part in section
+    )
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def _introduction(experiment: Experiment) -> Iterator[str]:
+    yield f"<h1>{escape(experiment.name)}</h1>"
+    teacher, backbone = escape(experiment.teacher.place), escape(experiment.student.place)
+    yield (
+        '<p class="soft">A small model taught by a large one, layer by layer. '
+        f"Teacher <code>{teacher}</code>, small backbone <code>{backbone}</code>.</p>"
+    )
+
+
+def _scores(scores: Sequence[Scores]) -> Iterator[str]:
+    """Table and bars of held-out accuracy."""
+    if not scores:
+        return
+    tasks = tasks_of(scores)
+    yield f"<h2>Held-out questions answered exactly right, % of {max(row.samples for row in scores):,}</h2>"
+    heads = "".join(f"<th>{_words(name)}</th>" for name in ["", *tasks, "overall"])
+    rows = []
+    for row in scores:
+        values = [*(row.by_task.get(task) for task in tasks), row.overall]
+        cells = "".join(f"<td>{'–' if value is None else f'{100 * value:.1f}'}</td>" for value in values)
+        kind = ' class="main"' if row.name == MAIN else ""
+        rows.append(f"<tr{kind}><td>{escape(row.label)}</td>{cells}</tr>")
+    yield f'<div class="wide"><table class="scores"><thead><tr>{heads}</tr></thead>{"".join(rows)}</table></div>'
+    yield _figure(figures.accuracy_by_task(scores), "By kind of question.")
+
+
+def _layers(present: Sequence[tuple[Node, Artifact]]) -> Iterator[str]:
+    """What the layers say, and which of them learned from which."""
+    drawn = []
+    for node, artifact in present:
+        summary, name = artifact.manifest.summary, escape(node.key)
+        if "ce_student" in summary:
+            caption = f"{name}: how well each block, verbalized, predicts the response. It should fall with depth."
+            drawn.append(_figure(figures.ce_by_depth(summary), caption))
+        if "matching_end" in summary:
+            caption = f"{name}: which teacher block each student block learned from, in the first and the last steps."
+            drawn.append(_figure(figures.matching(summary), caption))
+    if drawn:
+        yield "<h2>Layers</h2>"
+        yield from drawn
+
+
+def _losses(present: Sequence[tuple[Node, Artifact]]) -> Iterator[str]:
+    """Loss curves, one figure for each stage with a line for each variant."""
+    journals: dict[str, dict[str, list[dict[str, object]]]] = {}
+    for node, artifact in present:
+        journal = [line for line in read_journal(artifact.path) if "loss" in line]
+        if journal:
+            journals.setdefault(node.stage, {})[node.key] = journal
+    if journals:
+        yield "<h2>Training</h2>"
+    for stage, by_key in journals.items():
+        variants_first = dict(sorted(by_key.items(), key=lambda item: "@" not in item[0]))
+        yield _figure(figures.loss_curves(variants_first), f"{escape(stage)}: loss by step, with its running mean.")
+
+
+def _stages(present: Sequence[tuple[Node, Artifact]]) -> Iterator[str]:
+    """Every artifact with its time, size and fingerprint."""
+    yield "<h2>Stages</h2>"
+    rows = "".join(
+        f"<tr><td>{escape(node.key)}</td><td>{artifact.manifest.duration_seconds:.1f}</td>"
+        f"<td>{sum(file.bytes for file in artifact.manifest.files) / 1e6:,.1f}</td>"
+        f"<td><code>{escape(node.fingerprint)}</code></td></tr>"
+        for node, artifact in present
+    )
+    heads = "<tr><th>stage</th><th>seconds</th><th>MB</th><th>fingerprint</th></tr>"
+    yield f'<div class="wide"><table><thead>{heads}</thead>{rows}</table></div>'
+
+
+def _settings(present: Sequence[tuple[Node, Artifact]]) -> Iterator[str]:
+    """What each fingerprint is made of, folded away."""
+    yield "<h2>Settings</h2>"
+    for node, artifact in present:
+        rows = "".join(
+            f"<tr><td><code>{escape(key)}</code></td><td><code>{escape(spell(value))}</code></td></tr>"
+            for key, value in flatten(artifact.manifest.identity).items()
+        )
+        table = f'<div class="wide"><table class="text">{rows}</table></div>'
+        yield f"<details><summary>{escape(node.key)}</summary>{table}</details>"
+
+
+def _figure(figure: Figure, caption: str) -> str:
+    """A figure as inline SVG in the page's own ink; the caption is HTML already."""
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", transparent=True)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :].replace(figures.INK, "currentColor")
+    return f"<figure>{svg}<figcaption>{caption}</figcaption></figure>"
+
+
+def _words(name: str) -> str:
+    return escape(name.replace("_", " ").replace("-", " "))

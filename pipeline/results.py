@@ -1,0 +1,56 @@
+"""The scores of an experiment, as numbers: what tables, figures, MLflow and the report all show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pipeline.experiment import MAIN
+from pipeline.graph import Graph
+from stages.contract import Artifact
+
+LABELS = {"teacher": "teacher", "backbone": "small backbone", MAIN: "VLsI"}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Accuracy of one model on held-out questions, as fractions.
+
+    Attributes:
+        name: `teacher`, `backbone`, a variant, or `vlsi`.
+        overall: over all questions.
+        by_task: by kind of question.
+        samples: how many questions.
+    """
+
+    name: str
+    overall: float
+    by_task: dict[str, float]
+    samples: int
+
+    @property
+    def label(self) -> str:
+        """The name in tables."""
+        return LABELS.get(self.name, self.name)
+
+    @property
+    def metric(self) -> str:
+        """The name in MLflow: the experiment's own is plain `accuracy`."""
+        return "accuracy" if self.name == MAIN else f"accuracy.{self.name}"
+
+
+def collect_scores(graph: Graph, artifacts: Mapping[str, Artifact]) -> list[Scores]:
+    """The scores that exist, in the order of the table."""
+    return [scores_of(name, artifacts[node.key]) for name, node in graph.targets.items() if node.key in artifacts]
+
+
+def scores_of(name: str, evaluation: Artifact) -> Scores:
+    """The scores in an evaluation's manifest."""
+    summary = evaluation.manifest.summary
+    by_task = {task: float(entry["accuracy"]) for task, entry in summary["by_task"].items()}
+    return Scores(name, float(summary["overall"]), by_task, int(summary["samples"]))
+
+
+def tasks_of(scores: Sequence[Scores]) -> list[str]:
+    """Every kind of question, in the order of first appearance."""
+    return list(dict.fromkeys(task for row in scores for task in row.by_task))

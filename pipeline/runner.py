@@ -1,0 +1,179 @@
+"""Runs what has been decided: ready nodes side by side, nothing after a failure that depends on it.
+
+Whoever wants to know what happens (the terminal, MLflow, the record) is an observer. Observers are
+called from one thread; only the stages themselves run in others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipeline.decisions import Decision
+from pipeline.executors import Executor, StageFailed
+from pipeline.experiment import Execution
+from pipeline.graph import Node
+from pipeline.store import RunRecord, Store
+from stages.contract import Artifact, Job, follow, open_artifact
+from stages.contract.artifact import work_folder
+
+POLL_SECONDS = 0.2
+
+
+class Observer(Protocol):
+    """Is told what happens to each node."""
+
+    def reused(self, node: Node, artifact: Artifact) -> None:
+        """A node does not run."""
+
+    def started(self, node: Node) -> dict[str, str]:
+        """A node is about to run; the stage gets the returned environment variables."""
+
+    def line(self, node: Node, line: Mapping[str, Any]) -> None:
+        """The running node wrote a line into its journal."""
+
+    def finished(self, node: Node, artifact: Artifact) -> None:
+        """A node's artifact is committed."""
+
+    def failed(self, node: Node, error: StageFailed) -> None:
+        """A node ended without its artifact."""
+
+
+@dataclass
+class Outcome:
+    """What became of each node, by key."""
+
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
+    executed: set[str] = field(default_factory=set)
+    failed: dict[str, StageFailed] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Nodes that were not tried, and the one that failed before them."""
+
+
+class Runner:
+    """Carries out decisions with one executor."""
+
+    def __init__(self, store: Store, settings: Execution, executor: Executor, observers: Sequence[Observer]) -> None:
+        """The observers are told in this order."""
+        self._store = store
+        self._settings = settings
+        self._executor = executor
+        self._observers = observers
+        self._positions: dict[str, list[int]] = {}
+
+    def run(self, decisions: Sequence[Decision]) -> Outcome:
+        """Run every node that is not reused; return when nothing more can run."""
+        outcome = Outcome()
+        for decision in decisions:
+            if decision.reused and decision.artifact is not None:
+                outcome.artifacts[decision.node.key] = decision.artifact
+                self._tell("reused", decision.node, decision.artifact)
+        waiting = [decision for decision in decisions if not decision.reused]
+        if waiting:
+            # Left in reverse order: an interrupt first ends the stages, then the threads that wait for them.
+            with ThreadPoolExecutor(self._settings.parallel_stages) as threads, self._executor:
+                self._run_waiting(waiting, outcome, threads)
+        return outcome
+
+    def _run_waiting(self, waiting: list[Decision], outcome: Outcome, threads: ThreadPoolExecutor) -> None:
+        """Start what is ready, listen to what runs, until neither is left."""
+        running: dict[Future[None], Node] = {}
+        while waiting or running:
+            _skip_after_failures(waiting, outcome)
+            for decision in _ready(waiting, running.values())[: self._settings.parallel_stages - len(running)]:
+                waiting.remove(decision)
+                running[threads.submit(self._executor.run, *self._start(decision))] = decision.node
+            done, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+            for future, node in running.items():
+                self._listen(node, ended=future in done)
+            for future in done:
+                self._finish(running.pop(future), future, outcome)
+
+    def _start(self, decision: Decision) -> tuple[Job, Path, dict[str, str]]:
+        """Announce a node; what the executor needs to run it."""
+        node = decision.node
+        self._positions[node.key] = [0]
+        environment: dict[str, str] = {}
+        for observer in self._observers:
+            environment |= observer.started(node)
+        job = node.job(self._settings.resources_of(node.key), force=decision.artifact is not None)
+        return job, self._store.log_file(node), environment
+
+    def _finish(self, node: Node, future: Future[None], outcome: Outcome) -> None:
+        """Record how a node ended. An error that is not a stage's failure goes on up."""
+        try:
+            future.result()
+            artifact = open_artifact(node.output)
+            if artifact is None or artifact.manifest.fingerprint != node.fingerprint:
+                raise StageFailed(f"{node.key} ended well but left no artifact at {node.output}")
+        except StageFailed as error:
+            outcome.failed[node.key] = error
+            self._tell("failed", node, error)
+            return
+        outcome.artifacts[node.key] = artifact
+        outcome.executed.add(node.key)
+        self._tell("finished", node, artifact)
+
+    def _listen(self, node: Node, *, ended: bool) -> None:
+        """Pass on what the stage wrote into its journal, which moves with the artifact when that is committed."""
+        work = work_folder(node.output)
+        folder = node.output if ended and not work.exists() else work
+        for line in follow(folder, self._positions[node.key]):
+            self._tell("line", node, line)
+
+    def _tell(self, event: str, *details: Any) -> None:
+        for observer in self._observers:
+            getattr(observer, event)(*details)
+
+
+class Recorder:
+    """Keeps the experiment's record in step with what is committed."""
+
+    def __init__(self, store: Store, name: str, record: RunRecord) -> None:
+        """Continue `record`."""
+        self._store = store
+        self._name = name
+        self.record = record
+
+    def reused(self, node: Node, artifact: Artifact) -> None:
+        """Remember what was used."""
+        self.record.nodes[node.key] = artifact.manifest.fingerprint
+
+    def started(self, node: Node) -> dict[str, str]:
+        """What is reused is known by now; keep it in case this run is killed."""
+        self.save()
+        return {}
+
+    def line(self, node: Node, line: Mapping[str, Any]) -> None:
+        """Nothing to record: the journal is the record."""
+
+    def finished(self, node: Node, artifact: Artifact) -> None:
+        """Remember what was made."""
+        self.record.nodes[node.key] = artifact.manifest.fingerprint
+        self.save()
+
+    def failed(self, node: Node, error: StageFailed) -> None:
+        """Nothing to record: the node keeps what it had."""
+
+    def save(self) -> None:
+        """Write the record whole."""
+        self._store.write_record(self._name, self.record)
+
+
+def _ready(waiting: Sequence[Decision], running: Collection[Node]) -> list[Decision]:
+    """Those whose inputs are neither waiting nor running."""
+    unfinished = {decision.node.key for decision in waiting} | {node.key for node in running}
+    return [d for d in waiting if not unfinished & {source.key for source in d.node.upstream}]
+
+
+def _skip_after_failures(waiting: list[Decision], outcome: Outcome) -> None:
+    """Move nodes that depend on a failure, directly or not, out of the queue."""
+    for decision in list(waiting):
+        for source in decision.node.upstream:
+            if source.key in outcome.failed or source.key in outcome.skipped:
+                outcome.skipped[decision.node.key] = outcome.skipped.get(source.key, source.key)
+                waiting.remove(decision)
+                break

@@ -1,0 +1,143 @@
+"""One use of the pipeline: an experiment with its graph, its store and its record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from pipeline.config import ConfigError, Configuration, load
+from pipeline.decisions import EVERYTHING, Decision, Selection, decide
+from pipeline.executors import Executor, make_executor
+from pipeline.experiment import Experiment
+from pipeline.graph import Graph, build_graph, prepare_graph
+from pipeline.identity import Digests
+from pipeline.progress import make_display
+from pipeline.report import render
+from pipeline.results import collect_scores
+from pipeline.runner import Observer, Outcome, Recorder, Runner
+from pipeline.store import RunRecord, Store
+from pipeline.tracking import Tracker
+from stages.contract import Artifact
+from stages.contract.artifact import write_whole
+
+
+@dataclass(frozen=True)
+class Session:
+    """What every command of `vlsi` works with.
+
+    Attributes:
+        configuration: the experiment, its variants, and the overrides given.
+        graph: what has to exist.
+        store: where it exists.
+        record: what the experiment used last.
+    """
+
+    configuration: Configuration
+    graph: Graph
+    store: Store
+    record: RunRecord
+
+    @classmethod
+    def open(cls, overrides: Sequence[str]) -> Session:
+        """For the stages of an experiment.
+
+        Raises:
+            ConfigError: the configuration is not valid, or models or data are missing or outdated.
+        """
+        configuration = load(overrides)
+        store = Store(configuration.main.store)
+        _refuse_outdated_preparation(configuration, store)
+        graph = build_graph(configuration, Digests(store.root))
+        return cls(configuration, graph, store, store.read_record(configuration.main.name))
+
+    @classmethod
+    def open_preparation(cls, overrides: Sequence[str]) -> Session:
+        """For making an experiment's own models and data.
+
+        Raises:
+            ConfigError: the configuration is not valid, or there is nothing to prepare.
+        """
+        configuration = load(overrides)
+        store = Store(configuration.main.store)
+        record = store.read_record(configuration.main.name)
+        return cls(configuration, prepare_graph(configuration.main), store, record)
+
+    @property
+    def experiment(self) -> Experiment:
+        """The experiment itself, not a variant."""
+        return self.configuration.main
+
+    def decide(self, selection: Selection = EVERYTHING) -> list[Decision]:
+        """What has to run of the selected part, and why."""
+        return decide(self.graph, self.store, self.record, selection)
+
+    def execute(self, decisions: Sequence[Decision], console: Console, executor: Executor | None = None) -> Outcome:
+        """Run what has to run, with progress, record and tracking; write the report."""
+        recorder = Recorder(self.store, self.experiment.name, self.record)
+        executor = executor or make_executor(self.experiment.executor)
+        settings = self.experiment.executor
+        if all(decision.reused for decision in decisions):
+            outcome = Runner(self.store, settings, executor, [recorder]).run(decisions)
+        elif not self.graph.targets:
+            with make_display(console) as display:
+                outcome = Runner(self.store, settings, executor, [recorder, display]).run(decisions)
+        else:
+            outcome = self._execute_tracked(decisions, console, executor, recorder)
+        recorder.save()
+        return outcome
+
+    def artifacts(self) -> dict[str, Artifact]:
+        """Everything up to date, by node key."""
+        return {d.node.key: d.artifact for d in self.decide() if d.reused and d.artifact is not None}
+
+    def write_report(self, path: Path | None = None) -> Path:
+        """Write the HTML report on what is up to date and say where it is.
+
+        Raises:
+            ConfigError: nothing is there to report on.
+        """
+        artifacts = self.artifacts()
+        if not artifacts:
+            raise ConfigError(f"nothing of {self.experiment.name} has been made yet; run `{self.command('run')}` first")
+        path = path or self.store.report_file(self.experiment.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, render(self.experiment, self.graph, artifacts))
+        return path
+
+    def command(self, name: str, *more: str) -> str:
+        """A `vlsi` command on this experiment, as a person would type it."""
+        chosen = self.configuration.overrides or (f"experiment={self.experiment.name}",)
+        return " ".join(["vlsi", name, *chosen, *more])
+
+    def _execute_tracked(
+        self, decisions: Sequence[Decision], console: Console, executor: Executor, recorder: Recorder
+    ) -> Outcome:
+        def warn(message: str) -> None:
+            console.print(message, style="yellow", markup=False, soft_wrap=True)
+
+        with Tracker(self.experiment, self.graph, self.store, self.record, warn) as tracker:
+            with make_display(console) as display:
+                observers: list[Observer] = [recorder, tracker, display]
+                outcome = Runner(self.store, self.experiment.executor, executor, observers).run(decisions)
+            if outcome.executed:
+                tracker.headline(collect_scores(self.graph, outcome.artifacts))
+                tracker.attach(self.write_report())
+        return outcome
+
+
+def _refuse_outdated_preparation(configuration: Configuration, store: Store) -> None:
+    """Stop before models or data are used that other settings made."""
+    experiment = configuration.main
+    used = (experiment.teacher.path, experiment.student.path, experiment.data.train, experiment.data.test)
+    if experiment.prepare is None or not any(Path(path).is_relative_to(experiment.prepared) for path in used):
+        return
+    (decision,) = decide(prepare_graph(experiment), store, RunRecord())
+    if decision.artifact is not None and not decision.reused:
+        command = " ".join(["vlsi prepare", *configuration.overrides])
+        raise ConfigError(
+            f"prepare: {experiment.prepared} was made with other settings ({decision.reasons[0]}); "
+            f"run `{command}` to make it anew"
+        )

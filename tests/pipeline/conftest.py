@@ -1,0 +1,113 @@
+"""A small world for the pipeline: the real configuration, tiny files for models and data, stages that only write."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from pipeline.decisions import Selection
+from pipeline.executors import StageFailed
+from pipeline.runner import Outcome
+from pipeline.session import Session
+from stages.contract import Job, Journal
+from stages.contract.job import execute
+
+TASKS = ("which-digit", "read-a-row", "largest", "how-many", "add-a-column", "sort-a-row", "even-or-odd")
+
+
+class FakeExecutor:
+    """Commits artifacts through the real contract; its stages take no time and can be told to fail."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Job] = []
+        self.environments: dict[str, dict[str, str]] = {}
+        self.failing: set[str] = set()
+
+    @property
+    def stages(self) -> list[str]:
+        """What ran, sorted: independent stages run in any order."""
+        return sorted(job.stage for job in self.jobs)
+
+    def __enter__(self) -> FakeExecutor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def run(self, job: Job, log: Path, environment: dict[str, str]) -> None:
+        """Do what a stage's process would do."""
+        self.jobs.append(job)
+        self.environments[job.stage] = environment
+        execute(job, self._stage)
+
+    def _stage(self, job: Job, work: Path) -> dict[str, Any]:
+        journal = Journal(work, total=3, unit="steps")
+        for step in (1, 2):
+            journal.write(step, loss=1.0 / step, samples_per_second=10.0)
+        if job.stage in self.failing:
+            raise StageFailed(f"{job.stage}: out of luck")
+        journal.write(3, loss=0.3, learning_rate=1e-4, ce_teacher=[2.0, 1.0])
+        (work / "weights.bin").write_text(job.fingerprint)
+        return summary_of(job.stage)
+
+
+def summary_of(stage: str) -> dict[str, Any]:
+    """What the real stages say in their manifests."""
+    if stage == "verbalization":
+        layers = {"teacher_target_layers": [0, 1, 2], "student_target_layers": [0, 1]}
+        return {**layers, "ce_teacher": [2.0, 1.0, 0.5], "ce_student": [2.0, 1.2], "steps": 3}
+    if stage == "interaction":
+        layers = {"teacher_target_layers": [0, 1, 2], "student_target_layers": [0, 1]}
+        draws = [[0.5, 0.5, 0.0], [0.0, 0.4, 0.6]]
+        return {**layers, "matching_start": draws, "matching_end": draws, "steps": 3, "loss": 0.3}
+    if stage == "evaluation":
+        by_task = {task: {"accuracy": 0.5 + 0.05 * i, "samples": 10} for i, task in enumerate(TASKS)}
+        return {"overall": 0.65, "samples": 70, "by_task": by_task}
+    return {"steps": 3, "loss": 0.3}
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store in which the digits experiment is prepared; the current directory is beside it."""
+    monkeypatch.setenv("VLSI_STORE", str(tmp_path / "store"))
+    for name in ("VLSI_CONF", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    prepared = tmp_path / "store" / "prepared" / "digits"
+    for name in ("teacher", "backbone"):
+        folder = prepared / name
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps({"name": name}))
+        (folder / "model.safetensors").write_bytes(name.encode())
+    (prepared / "images").mkdir()
+    for name in ("train", "test"):
+        (prepared / "images" / f"{name}.png").write_bytes(name.encode())
+        (prepared / f"{name}.jsonl").write_text(json.dumps({"id": name, "images": [f"images/{name}.png"]}) + "\n")
+    return tmp_path
+
+
+@pytest.fixture
+def executor() -> FakeExecutor:
+    """Remembers every job that was run in the test."""
+    return FakeExecutor()
+
+
+@pytest.fixture
+def run(world: Path, executor: FakeExecutor, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    """Run an experiment as `vlsi run` does, without MLflow and figures; everything is read afresh each time."""
+    monkeypatch.setattr("pipeline.session.render", lambda *_: "")
+
+    def run(*overrides: str, **selection: str) -> Outcome:
+        executor.jobs.clear()
+        session = Session.open(["tracking.enabled=false", *overrides])
+        return session.execute(session.decide(Selection(**selection)), Console(quiet=True), executor)
+
+    return run

@@ -1,0 +1,136 @@
+"""The command line: what it prints, how it ends, and what it does not load."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import FakeExecutor, summary_of
+from rich.console import Console
+
+from pipeline import cli
+from pipeline.results import Scores
+from pipeline.runner import Outcome
+from pipeline.screen import show_scores
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+HEAVY = ("torch", "transformers", "ray", "mlflow", "matplotlib")
+
+
+@pytest.fixture
+def vlsi(
+    world: Path, executor: FakeExecutor, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
+    """Call `vlsi` in this process, with stages that only write; exit code and everything printed."""
+    monkeypatch.setattr("pipeline.session.make_executor", lambda settings: executor)
+    monkeypatch.setattr("pipeline.session.render", lambda *_: "")
+    for name in ("out", "err"):
+        monkeypatch.setattr(cli, name, Console(stderr=name == "err", width=100))
+
+    def vlsi(*arguments: str) -> tuple[int, str]:
+        for name in ("out", "err"):
+            monkeypatch.setattr(cli, name, Console(stderr=name == "err", width=100))
+        monkeypatch.setattr(sys, "argv", ["vlsi", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        printed = capsys.readouterr()
+        return int(ended.value.code or 0), printed.out + printed.err
+
+    return vlsi
+
+
+def test_a_run_shows_scores_times_files_and_what_is_next(vlsi: Callable[..., tuple[int, str]]) -> None:
+    code, text = vlsi("run", "tracking.enabled=false")
+    assert code == 0
+    for expected in ("small backbone", "last-layer-kd", "VLsI", "65.0", "no artifact yet", "Try next:", "report  "):
+        assert expected in text
+    code, text = vlsi("run", "tracking.enabled=false")
+    assert (code, text.count("reused")) == (0, 28)
+
+
+def test_status_and_dry_run_run_nothing(vlsi: Callable[..., tuple[int, str]], executor: FakeExecutor) -> None:
+    code, text = vlsi("run", "--dry-run", "--force", "experiment=digits")
+    assert (code, "forced" in text) == (0, True)
+    code, text = vlsi("status")
+    assert (code, "14 of 14 would run: vlsi run experiment=digits" in text) == (0, True)
+    assert executor.jobs == []
+
+
+def test_explain_names_the_field(vlsi: Callable[..., tuple[int, str]], run: Callable[..., Outcome]) -> None:
+    run()
+    code, text = vlsi("explain", "interaction", "interaction.schedule.learning_rate=5e-5")
+    assert code == 0
+    assert "run: interaction.schedule.learning_rate 0.001 → 5e-5" in text
+    code, text = vlsi("explain", "evaluation@teacher")
+    assert "reused: made in" in text
+
+
+def test_a_failure_shows_its_message_and_ends_with_1(
+    vlsi: Callable[..., tuple[int, str]], executor: FakeExecutor
+) -> None:
+    executor.failing = {"interaction"}
+    code, text = vlsi("run", "tracking.enabled=false", "~variants")
+    assert code == 1
+    assert "interaction failed: interaction: out of luck" in text
+    assert "not tried: interaction failed" in text
+    assert "Go on with: vlsi run tracking.enabled=false ~variants" in text
+
+
+@pytest.mark.parametrize("command", [["run"], ["status"], ["explain", "interaction"], ["prepare"], ["job", "capture"]])
+def test_a_configuration_that_is_not_valid_ends_with_2(
+    vlsi: Callable[..., tuple[int, str]], command: list[str]
+) -> None:
+    code, text = vlsi(*command, "interaction.lr=1")
+    assert code == 2
+    assert "interaction.lr: unknown key; did you mean interaction.schedule.learning_rate?" in text
+
+
+def test_a_job_is_what_the_stage_reads(vlsi: Callable[..., tuple[int, str]]) -> None:
+    code, text = vlsi("job", "interaction")
+    assert (code, json.loads(text)["stage"]) == (0, "interaction")
+
+
+@pytest.mark.parametrize("command", ["run", "status", "explain", "prepare", "report", "job"])
+def test_help_says_what_to_type_next(vlsi: Callable[..., tuple[int, str]], command: str) -> None:
+    code, text = vlsi(command, "--help")
+    text = " ".join(text.split())
+    assert code == 0
+    assert "Exit codes: 0 done" in text
+    assert "Try: vlsi" in text or "Then: vlsi" in text
+
+
+def test_force_alone_means_everything() -> None:
+    assert cli._complete_force(["run", "--force"]) == ["run", "--force", "all"]
+    assert cli._complete_force(["run", "--force", "seed=1"]) == ["run", "--force", "all", "seed=1"]
+    assert cli._complete_force(["run", "--force", "--dry-run"]) == ["run", "--force", "all", "--dry-run"]
+    assert cli._complete_force(["run", "--force", "capture"]) == ["run", "--force", "capture"]
+
+
+def test_the_table_fits_into_100_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    by_task = {task: entry["accuracy"] for task, entry in summary_of("evaluation")["by_task"].items()}
+    names = ("backbone", "last-layer-kd", "vlsi")
+    show_scores(Console(width=100), [Scores(name, 1.0, by_task, 1000) for name in names])
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 100
+    assert "…" not in text
+    assert "100.0" in text
+
+
+def test_asking_and_running_nothing_load_nothing_heavy(run: Callable[..., Outcome]) -> None:
+    run()
+    program = (
+        "import sys, pipeline.cli\n"
+        "for arguments in (['status'], ['run'], ['explain', 'interaction']):\n"
+        "    sys.argv = ['vlsi', *arguments]\n"
+        "    try:\n        pipeline.cli.main()\n"
+        "    except SystemExit as ended:\n        assert not ended.code\n"
+        f"print('LOADED', [name for name in {HEAVY} if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "LOADED []"
+    assert "would run" not in done.stdout

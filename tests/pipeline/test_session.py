@@ -1,0 +1,95 @@
+"""Preparation, records and reports, as the commands use them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import FakeExecutor
+from rich.console import Console
+
+from pipeline.config import ConfigError
+from pipeline.session import Session
+
+QUIET = Console(quiet=True)
+
+
+class PreparingExecutor(FakeExecutor):
+    """Its prepare stage leaves checkpoints and samples."""
+
+    def _stage(self, job, work):  # type: ignore[no-untyped-def]
+        summary = super()._stage(job, work)
+        for name in ("teacher", "backbone"):
+            (work / name).mkdir()
+            (work / name / "config.json").write_text("{}")
+        for name in ("train", "test"):
+            (work / f"{name}.jsonl").write_text("{}\n")
+        return summary
+
+
+@pytest.fixture
+def unprepared(world: Path) -> Path:
+    """A machine on which nothing was prepared."""
+    shutil.rmtree(world / "store" / "prepared")
+    return world
+
+
+def prepare(*overrides: str) -> list[str]:
+    """Prepare the digits experiment; the stages that ran."""
+    executor = PreparingExecutor()
+    session = Session.open_preparation(overrides)
+    session.execute(session.decide(), QUIET, executor)
+    return executor.stages
+
+
+def test_preparation_makes_what_the_experiment_names(unprepared: Path) -> None:
+    with pytest.raises(ConfigError, match=r"run `vlsi prepare experiment=digits` to make it"):
+        Session.open([])
+    assert prepare() == ["prepare"]
+    assert prepare() == []
+    assert (unprepared / "store" / "prepared" / "digits" / "manifest.json").is_file()
+    assert len(Session.open([]).graph.nodes) > 0
+
+
+@pytest.mark.usefixtures("unprepared")
+def test_other_settings_ask_for_another_preparation() -> None:
+    prepare()
+    with pytest.raises(ConfigError, match=r"made with other settings \(prepare.seed 0 → 5\); run `vlsi prepare pre"):
+        Session.open(["prepare.seed=5"])
+    assert prepare("prepare.seed=5") == ["prepare"]
+    assert len(Session.open(["prepare.seed=5"]).graph.nodes) > 0
+
+
+@pytest.mark.usefixtures("unprepared")
+def test_preparation_does_not_matter_to_other_models(tmp_path: Path) -> None:
+    prepare()
+    elsewhere = [f"data.{split}={tmp_path}/{split}.jsonl" for split in ("train", "test")]
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text("{}\n")
+    session = Session.open(["prepare.seed=5", "teacher.path=a/teacher", "student.path=a/student", *elsewhere])
+    assert session.graph.targets["teacher"].inputs["model"].digest == "a/teacher@main"  # type: ignore[union-attr]
+
+
+@pytest.mark.usefixtures("world")
+def test_a_run_writes_record_and_report(executor: FakeExecutor) -> None:
+    session = Session.open(["tracking.enabled=false", "~variants"])
+    session.execute(session.decide(), QUIET, executor)
+    record = session.store.read_record("digits")
+    assert record.nodes == {node.key: node.fingerprint for node in session.graph.nodes}
+    assert session.store.report_file("digits").read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.usefixtures("world")
+def test_a_damaged_record_costs_only_explanations() -> None:
+    session = Session.open([])
+    path = session.store.root / "runs" / "digits.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("{torn")
+    assert Session.open([]).record.nodes == {}
+
+
+@pytest.mark.usefixtures("world")
+def test_there_is_no_report_on_nothing() -> None:
+    with pytest.raises(ConfigError, match="nothing of digits has been made yet; run `vlsi run"):
+        Session.open([]).write_report()
