@@ -27,7 +27,7 @@ from stages.cluster import run_over_shards
 from stages.contract import Job
 from stages.contract.files import LAST_LAYER, READOUT_FOLDER, STATES_FOLDER, block_column
 from stages.contract.job import main
-from stages.contract.settings import CaptureSettings
+from stages.contract.settings import CaptureSettings, resolve_target_layers
 from stages.data.encoding import encode_all
 from stages.data.sample import Sample, read_samples
 from stages.models.teacher import Teacher
@@ -40,7 +40,7 @@ class CaptureWorker:
         self._settings = job.typed(CaptureSettings)
         self._teacher = Teacher(job.inputs["teacher"], self._settings.model, self._settings.preprocessing)
         backbone = self._teacher.backbone
-        self._blocks = self._settings.target_layers.resolve(len(backbone.blocks))
+        self._blocks = resolve_target_layers(self._settings.target_layers, len(backbone.blocks))
         columns = (*map(block_column, self._blocks), LAST_LAYER)
         self._layout = Layout("states", columns, (Field(backbone.width, getattr(torch, self._settings.dtype)),))
 

@@ -160,6 +160,7 @@ class InteractionObjective(Objective):
         return FeatureCosts(projected, self._teacher.features(cached))
 
     def _divergence(self, x: Tensor, target: Target) -> Tensor:
+        x = x.float()
         return divergence(x, log_partition(x, self._head), target).sum()
 
     def _labels(self, batch: Batch) -> Target:

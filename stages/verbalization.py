@@ -28,7 +28,7 @@ from stages.contract.files import (
     column_block,
 )
 from stages.contract.job import main
-from stages.contract.settings import VerbalizationSettings
+from stages.contract.settings import VerbalizationSettings, resolve_target_layers
 from stages.data.encoding import Batch, Encoder
 from stages.data.sample import read_samples
 from stages.losses.divergence import Head, divergence, label_target, log_partition
@@ -57,7 +57,7 @@ class VerbalizationObjective(Objective):
         self._readout = Readout.load(Path(job.inputs["capture"]) / READOUT_FOLDER, settings.model).to(default_device())
         columns = self._captured.layout.layers
         teacher_layers = [column_block(column) for column in columns if column != LAST_LAYER]
-        student_layers = settings.target_layers.resolve(len(self._student.blocks))
+        student_layers = resolve_target_layers(settings.target_layers, len(self._student.blocks))
         teacher_width = self._captured.layout.fields[0].width
         self.teacher_verbalizers = Verbalizers(teacher_layers, teacher_width, settings.verbalizer)
         self.student_verbalizers = Verbalizers(student_layers, self._student.width, settings.verbalizer)

@@ -91,6 +91,10 @@ class CacheReader:
                     f"{ids[start:end]}; both need one tokenizer and chat template"
                 )
             start = end
+        if start != len(ids):
+            raise ArtifactError(
+                f"sample {rows[-1].id}: the student's side has {len(ids) - start} more response tokens than were cached"
+            )
 
     def _index(self, path: Path, file: pq.ParquetFile) -> None:
         self._files.append((path, file))

@@ -73,8 +73,8 @@ class Row:
 
     @property
     def checksum(self) -> int:
-        """CRC-32 over all blobs."""
-        total = 0
+        """CRC-32 over id, response token ids and all blobs."""
+        total = zlib.crc32(f"{self.id} {self.response_ids}".encode())
         for blob in self.blobs:
             total = zlib.crc32(blob, total)
         return total
@@ -126,10 +126,11 @@ def write_shard(path: Path, layout: Layout, rows: list[Row], bad: list[BadLine])
 
 def write_table(path: Path, table: pa.Table, bad: list[BadLine], metadata: dict[str, Any]) -> ShardSummary:
     """Write any shard whole: a table with a column `id`, and the samples that have no row."""
-    metadata = metadata | {"bad": [asdict(line) for line in bad]}
+    content = metadata | {"bad": [asdict(line) for line in bad]}
+    checked = {"content": content, "checksum": zlib.crc32(json.dumps(content).encode())}
     temporary = path.with_suffix(".tmp")
     pq.write_table(
-        table.replace_schema_metadata({_METADATA_KEY: json.dumps(metadata).encode()}),
+        table.replace_schema_metadata({_METADATA_KEY: json.dumps(checked).encode()}),
         temporary,
         compression="zstd",
         row_group_size=_rows_per_group(table),
@@ -166,9 +167,12 @@ def _summary(path: Path) -> ShardSummary:
 def _open(path: Path) -> tuple[pq.ParquetFile, dict[str, Any]]:
     try:
         file = pq.ParquetFile(path, memory_map=True)
-        return file, json.loads(file.schema_arrow.metadata[_METADATA_KEY])
-    except (pa.ArrowInvalid, KeyError, TypeError, OSError) as error:
-        raise ArtifactError(f"{path} cannot be read as a shard: {error}") from error
+        metadata = json.loads(file.schema_arrow.metadata[_METADATA_KEY])
+        if zlib.crc32(json.dumps(metadata["content"]).encode()) != metadata["checksum"]:
+            raise ValueError("its metadata is not what was written")
+    except Exception as error:  # a damaged footer can make the parser raise anything
+        raise ArtifactError(f"{path} cannot be read as a shard: {error}; rebuild the shard") from error
+    return file, metadata["content"]
 
 
 def read_rows(file: pq.ParquetFile, group: int, layout: Layout, path: Path) -> list[Row]:
@@ -177,14 +181,19 @@ def read_rows(file: pq.ParquetFile, group: int, layout: Layout, path: Path) -> l
     Raises:
         ArtifactError: a row is not what was written; file and sample are named.
     """
-    table = file.read_row_group(group, columns=[*_COLUMNS, *layout.layers])
-    rows = []
-    for values in table.to_pylist():
-        row = Row(values["id"], tuple(values["response_ids"]), tuple(values[layer] for layer in layout.layers))
-        if row.checksum != values["checksum"]:
+    try:
+        table = file.read_row_group(group, columns=[*_COLUMNS, *layout.layers])
+        table.validate(full=True)
+        read = [
+            (Row(v["id"], tuple(v["response_ids"]), tuple(v[layer] for layer in layout.layers)), v["checksum"])
+            for v in table.to_pylist()
+        ]
+    except Exception as error:  # a damaged page can make the parser raise anything
+        raise ArtifactError(f"{path}: row group {group} cannot be read: {error!r}; rebuild the shard") from error
+    for row, checksum in read:
+        if row.checksum != checksum:
             raise ArtifactError(f"{path}: the checksum of sample {row.id} does not fit its data; rebuild the shard")
-        rows.append(row)
-    return rows
+    return [row for row, _ in read]
 
 
 def _rows_per_group(table: pa.Table) -> int:

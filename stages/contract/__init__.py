@@ -8,19 +8,19 @@ so that whoever only asks questions about stages gets answers at once.
 
 from stages.contract.artifact import Artifact, ArtifactError, Manifest, open_artifact
 from stages.contract.job import STAGES, Job, Resources, Stage, StageError
-from stages.contract.journal import Journal, follow, read_journal
+from stages.contract.journal import Follower, Journal, read_journal
 
 __all__ = [
     "STAGES",
     "Artifact",
     "ArtifactError",
+    "Follower",
     "Job",
     "Journal",
     "Manifest",
     "Resources",
     "Stage",
     "StageError",
-    "follow",
     "open_artifact",
     "read_journal",
 ]

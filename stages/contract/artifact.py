@@ -73,10 +73,7 @@ class Manifest(BaseModel):
         started: float,
     ) -> Manifest:
         """Describe everything in `folder` that belongs to the artifact."""
-        shutil.rmtree(folder / SCRATCH_FOLDER, ignore_errors=True)
-        (folder / _OWNER_FILE).unlink(missing_ok=True)
         (folder / MANIFEST_FILE).unlink(missing_ok=True)
-        paths = sorted(path for path in folder.rglob("*") if path.is_file())
         return cls(
             stage=stage,
             fingerprint=fingerprint,
@@ -85,7 +82,7 @@ class Manifest(BaseModel):
             summary=summary,
             files=tuple(
                 File(path=str(path.relative_to(folder)), bytes=path.stat().st_size, sha256=file_sha256(path))
-                for path in paths
+                for path in _result_files(folder)
             ),
             versions=_versions(),
             started=started,
@@ -156,15 +153,24 @@ def commit(work: Path, place: Path, manifest: Manifest) -> None:
         _sync(work / file.path)
     write_whole(work / MANIFEST_FILE, manifest.model_dump_json(indent=2))
     if place.exists():
+        if _old(place).exists():
+            shutil.rmtree(_old(place))
         place.rename(_old(place))
-    work.rename(place)
+    try:
+        work.rename(place)
+    except FileNotFoundError:
+        # Whoever opened the artifact between the two renames has finished the commit.
+        if not (place / MANIFEST_FILE).is_file():
+            raise
     _sync(place.parent)
     shutil.rmtree(_old(place), ignore_errors=True)
+    shutil.rmtree(place / SCRATCH_FOLDER, ignore_errors=True)
+    (place / _OWNER_FILE).unlink(missing_ok=True)
 
 
 def write_whole(path: Path, text: str) -> None:
     """Write a small file so that a reader sees the old text or the new, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = _temporary(path)
     temporary.write_text(text)
     _sync(temporary)
     temporary.replace(path)
@@ -179,6 +185,18 @@ def file_sha256(path: Path) -> str:
 def canonical_json(value: Any) -> str:
     """One spelling for one value, in every process."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _result_files(folder: Path) -> list[Path]:
+    """What belongs to the artifact; checkpoints and the owner's mark are dropped once it is committed."""
+    scratch = folder / SCRATCH_FOLDER
+    ours = (folder / _OWNER_FILE, _temporary(folder / MANIFEST_FILE))
+    paths = (path for path in folder.rglob("*") if path.is_file() and not path.is_relative_to(scratch))
+    return sorted(path for path in paths if path not in ours)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(path.name + ".tmp")
 
 
 def _old(place: Path) -> Path:

@@ -57,6 +57,13 @@ STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
         Stage(
+            "prepare",
+            1,
+            "make the digits task, its teacher and its small backbone from scratch",
+            s.PrepareSettings,
+            (),
+        ),
+        Stage(
             "capture",
             1,
             "run the teacher over some samples, keep its hidden states at response tokens",
@@ -138,10 +145,12 @@ class Job(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _typed_settings(cls, data: Any) -> Any:
-        if isinstance(data, dict) and isinstance(data.get("settings"), dict):
-            stage = STAGES.get(data.get("stage", ""))
-            if stage is None:
-                raise ValueError(f"stage: {data.get('stage')!r} is unknown; allowed: {', '.join(STAGES)}")
+        if not isinstance(data, dict):
+            return data
+        stage = STAGES.get(data.get("stage", ""))
+        if stage is None:
+            raise ValueError(f"stage: {data.get('stage')!r} is unknown; allowed: {', '.join(STAGES)}")
+        if isinstance(data.get("settings"), dict):
             data = {**data, "settings": stage.settings.model_validate(data["settings"])}
         return data
 
@@ -219,7 +228,7 @@ def main(name: str, argv: list[str] | None = None) -> int:
     try:
         manifest = execute(job, run)
     except (StageError, ArtifactError) as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{name}: {str(error).removeprefix(f'{name}: ')}", file=sys.stderr)
         return 1
     print(f"{name}: {job.output} ({manifest.duration_seconds:.1f} s)")
     return 0

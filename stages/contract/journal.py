@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 JOURNAL_FILE = "metrics.jsonl"
 
@@ -35,29 +35,45 @@ class Journal:
             handle.write(json.dumps({key: _plain(value) for key, value in line.items()}) + "\n")
 
 
+class Follower:
+    """Reads a journal while it is being written, each step once, also when the stage goes back to a checkpoint."""
+
+    def __init__(self) -> None:
+        self._offset = 0
+        self._last_step: float = -math.inf
+
+    def new_lines(self, folder: Path) -> Iterator[dict[str, Any]]:
+        """The whole lines that were added to the journal in `folder` since the last call."""
+        path = folder / JOURNAL_FILE
+        if not path.is_file():
+            return
+        with path.open("rb") as handle:
+            handle.seek(self._start(handle))
+            for raw in handle:
+                if not raw.endswith(b"\n"):
+                    break
+                self._offset += len(raw)
+                line = json.loads(raw)
+                if line["step"] > self._last_step:
+                    self._last_step = line["step"]
+                    yield line
+
+    def _start(self, handle: BinaryIO) -> int:
+        """Where to go on: past what was read, or at the beginning if the file was cut since."""
+        handle.seek(max(0, self._offset - 1))
+        if self._offset and handle.read(1) != b"\n":
+            self._offset = 0
+        return self._offset
+
+
 def read_journal(folder: Path) -> list[dict[str, Any]]:
     """All whole lines of a folder's journal; a line torn by a kill is left out."""
-    return list(follow(folder, position=[0]))
-
-
-def follow(folder: Path, position: list[int]) -> Iterator[dict[str, Any]]:
-    """The lines that were added since `position` (one byte offset, moved on); for pollers."""
-    path = folder / JOURNAL_FILE
-    if not path.is_file():
-        return
-    with path.open("rb") as handle:
-        handle.seek(0, 2)
-        if handle.tell() < position[0]:
-            position[0] = 0
-        handle.seek(position[0])
-        for raw in handle:
-            if not raw.endswith(b"\n"):
-                break
-            position[0] += len(raw)
-            yield json.loads(raw)
+    return list(Follower().new_lines(folder))
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value

@@ -45,31 +45,33 @@ def _identity_of(value: Any) -> Any:
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
-class TargetLayers(Settings):
-    """Which decoder blocks are verbalized: `offset, offset + stride, …` or an explicit list (0-based)."""
+class EveryNth(Settings):
+    """Target layers with a fixed stride: blocks `offset`, `offset + stride`, … (0-based; METHOD §1)."""
 
-    offset: Annotated[int, Field(ge=0)] = 2
-    stride: Annotated[int, Field(ge=1)] = 4
-    blocks: tuple[int, ...] | None = None
-    """An explicit list of block indices; offset and stride are then ignored."""
+    offset: int = Field(default=2, ge=0)
+    stride: int = Field(default=4, ge=1)
 
-    def resolve(self, num_layers: int) -> tuple[int, ...]:
-        """Block indices, strictly increasing, for a decoder of `num_layers` blocks (METHOD §1).
 
-        Raises:
-            ValueError: nothing is selected, or a block does not exist or is out of order.
-        """
-        chosen = self.blocks or tuple(range(self.offset, num_layers, self.stride))
-        if not chosen:
-            raise ValueError(
-                f"target_layers: offset {self.offset} selects no block of a decoder with {num_layers}; "
-                f"offset has to be below {num_layers}"
-            )
-        if list(chosen) != sorted(set(chosen)) or chosen[0] < 0 or chosen[-1] >= num_layers:
-            raise ValueError(
-                f"target_layers.blocks: {list(chosen)} has to increase strictly within 0..{num_layers - 1}"
-            )
-        return chosen
+TargetLayers = EveryNth | tuple[int, ...]
+"""Which decoder blocks are verbalized: by offset and stride, or a list of block indices (0-based)."""
+
+
+def resolve_target_layers(target_layers: TargetLayers, num_layers: int) -> tuple[int, ...]:
+    """Block indices, strictly increasing, for a decoder of `num_layers` blocks.
+
+    Raises:
+        ValueError: nothing is selected, or a block does not exist or is out of order.
+    """
+    if isinstance(target_layers, EveryNth):
+        blocks = tuple(range(target_layers.offset, num_layers, target_layers.stride))
+    else:
+        blocks = target_layers
+    if not blocks or list(blocks) != sorted(set(blocks)) or blocks[0] < 0 or blocks[-1] >= num_layers:
+        raise ValueError(
+            f"target_layers: {target_layers!r} gives blocks {list(blocks)}; "
+            f"at least one is needed, increasing strictly within 0..{num_layers - 1}"
+        )
+    return blocks
 
 
 class ModelLoading(Settings):
@@ -186,7 +188,7 @@ class CaptureSettings(Settings):
     """Run the teacher over some samples and keep its hidden states at response tokens."""
 
     model: ModelLoading = ModelLoading()
-    target_layers: TargetLayers = TargetLayers()
+    target_layers: TargetLayers = EveryNth()
     preprocessing: Preprocessing = Preprocessing()
     fraction: float = Field(default=0.03, gt=0, le=1)
     """Share of the training samples whose raw hidden states are kept (the verbalizers' training set)."""
@@ -202,7 +204,7 @@ class VerbalizationSettings(Settings):
     """Step 1: train a verbalizer on every target layer of both models."""
 
     model: ModelLoading = ModelLoading()
-    target_layers: TargetLayers = TargetLayers()
+    target_layers: TargetLayers = EveryNth()
     """Of the student; the teacher's are the captured ones."""
     preprocessing: Preprocessing = Preprocessing()
     verbalizer: Verbalizer = Verbalizer()
@@ -225,12 +227,13 @@ class PrecomputeSettings(Settings):
 
 
 class InteractionSettings(Settings):
-    """Step 2: train the student's decoder against the teacher's verbalized layers."""
+    """Step 2: train the student's decoder against the teacher's verbalized layers.
+
+    The target layers are those that verbalization trained verbalizers for.
+    """
 
     model: ModelLoading = ModelLoading()
-    target_layers: TargetLayers = TargetLayers()
     preprocessing: Preprocessing = Preprocessing()
-    verbalizer: Verbalizer = Verbalizer()
     losses: Losses = Losses()
     matching: Matching = Matching()
     lora: Lora | None = None
@@ -257,3 +260,95 @@ class EvaluationSettings(Settings):
     num_beams: int = Field(default=1, ge=1)
     shard_samples: Annotated[int, Incidental()] = Field(default=64, ge=1)
     micro_batch_size: Annotated[int, Incidental()] = Field(default=8, ge=1)
+
+
+class ScratchModel(Settings):
+    """The size of a Qwen2-VL model made from nothing."""
+
+    layers: int = Field(ge=1)
+    """Decoder blocks."""
+    width: int = Field(ge=16)
+    """Of the decoder's hidden states; a multiple of `heads`."""
+    heads: int = Field(default=4, ge=1)
+    """Attention heads of the decoder; width / heads is even and at least 6."""
+    key_value_heads: int = Field(default=4, ge=1)
+    """Divides `heads`."""
+    mlp_width: int = Field(ge=1)
+    """Of the hidden layer of the decoder's MLPs."""
+    tied: bool = False
+    """Whether the head shares the embedding's weights."""
+    extra_vocab_rows: int = Field(default=0, ge=0)
+    """Rows of embedding and head beyond the tokens' next multiple of 64, as large models of a family have."""
+    rope_theta: float = Field(default=10_000.0, gt=1)
+    """Base of the rotary frequencies."""
+    vision_layers: int = Field(default=2, ge=1)
+    """Blocks of the vision tower."""
+    vision_width: int = Field(default=64, ge=16)
+    """Of the vision tower's hidden states."""
+    vision_heads: int = Field(default=4, ge=1)
+    """Attention heads of the vision tower; vision_width / vision_heads is a multiple of 4."""
+    vision_mlp_ratio: int = Field(default=2, ge=1)
+    """MLP width of the vision tower / vision_width."""
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> ScratchModel:
+        head_width = self.width // self.heads
+        if self.width % self.heads or head_width % 2 or head_width < 6 or self.heads % self.key_value_heads:
+            raise ValueError(
+                f"width {self.width}, heads {self.heads}, key_value_heads {self.key_value_heads}: width / heads has "
+                "to be even and at least 6, and key_value_heads has to divide heads"
+            )
+        if self.vision_width % (4 * self.vision_heads):
+            raise ValueError(
+                f"vision_width {self.vision_width} has to be a multiple of 4 x vision_heads = {4 * self.vision_heads}"
+            )
+        return self
+
+
+class Pretraining(Settings):
+    """How a model made from nothing learns to see, then to read, then to answer every kind of question."""
+
+    vision_steps: int = Field(ge=1)
+    """Optimizer steps of the vision tower alone; it is frozen afterwards."""
+    reading_steps: int = Field(ge=1)
+    """Optimizer steps of everything else on the two kinds of question that only read."""
+    answering_steps: int = Field(default=0, ge=0)
+    """Further steps on all kinds; 0 leaves a model that only reads."""
+    vision_pictures_per_step: int = Field(default=16, ge=1)
+    """Pictures of one step of the vision tower."""
+    pictures_per_step: int = Field(default=8, ge=1)
+    """Pictures of one later step; each is asked four questions to read, or one of every kind."""
+    vision_learning_rate: float = Field(default=3e-3, gt=0)
+    """AdamW's, of the vision tower, at its peak after the warm-up; a cosine leads it to zero."""
+    matrix_learning_rate: float = Field(default=5e-3, gt=0)
+    """Muon's, of the matrices of the decoder blocks; one cosine for reading and answering together."""
+    learning_rate: float = Field(default=3e-3, gt=0)
+    """AdamW's, of everything else that learns in those steps."""
+    warmup_steps: int = Field(default=20, ge=0)
+    """Steps in which a learning rate rises linearly."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    max_gradient_norm: float = Field(default=1.0, gt=0)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the three lessons."""
+        return self.vision_steps + self.reading_steps + self.answering_steps
+
+
+class PrepareSettings(Settings):
+    """Make the digits task and two models for it: a teacher that knows it all and a backbone that only reads."""
+
+    teacher: ScratchModel = ScratchModel(layers=10, width=96, mlp_width=256, extra_vocab_rows=64)
+    teacher_training: Pretraining = Pretraining(vision_steps=600, reading_steps=250, answering_steps=300)
+    """On all seven kinds of question."""
+    backbone: ScratchModel = ScratchModel(layers=6, width=64, mlp_width=176, tied=True)
+    backbone_training: Pretraining = Pretraining(vision_steps=600, reading_steps=450)
+    """On the two kinds that only read."""
+    train_digits: int = Field(default=1400, ge=1, lt=1797)
+    """Digit images that training pictures are composed of; test pictures are composed of the rest of the 1,797."""
+    train_samples: int = Field(default=1500, ge=1)
+    """Samples for distillation, over all kinds."""
+    test_samples: int = Field(default=490, ge=1)
+    """Samples for evaluation, over all kinds."""
+    seed: int = Field(default=0, ge=0)
+    """Of samples, initial weights and the order of training; the split by digit image is always the same."""

@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,17 @@ ROWS = ("top", "bottom")
 COLUMNS = ("left", "middle", "right")
 CELL_PIXELS = 28
 """Width and height of one digit's place: one image token with patches of 14 pixels merged 2 x 2."""
-DIGIT_PIXELS = 24
-"""Width and height of the digit itself; it lies anywhere within its place."""
+DIGIT_PIXELS = 20
+"""Width and height of the digit itself; it lies anywhere within its place, clear of the frame."""
+FRAME_PIXELS = 2
+"""Thickness of the frame round the whole sheet."""
 IMAGE_FOLDER = "images"
 
 _SPLIT_SEED = 0
+_CORPUS_SEED = 0
+_CORPUS_PICTURES = 200
+_MAX_TILT_DEGREES = 15
+_MAX_STRETCH = 0.12
 _WORDS = tuple(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
     "seventeen eighteen".split()
@@ -49,6 +56,11 @@ class Digits:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @cached_property
+    def of_label(self) -> tuple[NDArray[np.int64], ...]:
+        """For each label, where in this object its images are."""
+        return tuple(np.flatnonzero(self.labels == label) for label in range(10))
 
 
 @dataclass(frozen=True)
@@ -97,31 +109,39 @@ def load_digits(num_train: int) -> tuple[Digits, Digits]:
 
     data = load()
     if not 0 < num_train < len(data.target):
-        raise ValueError(
-            f"num_train_digits: {num_train} leaves a split empty; allowed: 1 to {len(data.target) - 1} images"
-        )
+        raise ValueError(f"train_digits: {num_train} leaves a split empty; allowed: 1 to {len(data.target) - 1} images")
     pixels = np.round(data.images * (255 / 16)).astype(np.uint8)
     order = np.random.default_rng(_SPLIT_SEED).permutation(len(data.target))
     train, test = (Digits(part, pixels[part], data.target[part]) for part in np.split(order, [num_train]))
     return train, test
 
 
-def draw_picture(digits: Digits, generator: np.random.Generator) -> Picture:
-    """Lay out six digits, each label equally likely, each somewhere within its place."""
+def draw_picture(digits: Digits, generator: np.random.Generator, *, varied: bool = False) -> Picture:
+    """Lay out six digits, each label equally likely, each somewhere within its place.
+
+    Args:
+        varied: tilt and stretch each digit a little, so that few images stand for many handwritings.
+    """
     labels = generator.integers(0, 10, size=len(ROWS) * len(COLUMNS))
-    chosen = [int(generator.choice(np.flatnonzero(digits.labels == label))) for label in labels]
-    sheet = np.full((len(ROWS) * CELL_PIXELS, len(COLUMNS) * CELL_PIXELS), 255, dtype=np.uint8)
+    chosen = [int(generator.choice(digits.of_label[label])) for label in labels]
+    offsets = generator.integers(FRAME_PIXELS, CELL_PIXELS - DIGIT_PIXELS - FRAME_PIXELS + 1, size=(len(chosen), 2))
+    sheet = _empty_sheet()
     for place, digit in enumerate(chosen):
         row, column = divmod(place, len(COLUMNS))
-        down, right = generator.integers(0, CELL_PIXELS - DIGIT_PIXELS + 1, size=2)
-        top, left = row * CELL_PIXELS + down, column * CELL_PIXELS + right
-        sheet[top : top + DIGIT_PIXELS, left : left + DIGIT_PIXELS] = _ink(digits.pixels[digit])
+        top, left = np.array([row, column]) * CELL_PIXELS + offsets[place]
+        ink = _ink(digits.pixels[digit], generator if varied else None)
+        sheet[top : top + DIGIT_PIXELS, left : left + DIGIT_PIXELS] -= ink
     grid = labels.reshape(len(ROWS), len(COLUMNS)).tolist()
     return Picture(
         image=Image.fromarray(sheet).convert("RGB"),
         grid=tuple(tuple(row) for row in grid),
         indices=tuple(int(digits.indices[digit]) for digit in chosen),
     )
+
+
+def blank_picture() -> Image.Image:
+    """A picture without digits, of the size that all have."""
+    return Image.fromarray(_empty_sheet()).convert("RGB")
 
 
 def ask(kind: str, picture: Picture, generator: np.random.Generator) -> Question:
@@ -161,10 +181,11 @@ def messages(question: Question) -> list[dict[str, Any]]:
 
 
 def corpus() -> Iterator[str]:
-    """Every phrasing of every kind and every word of an answer: what a tokenizer of this task is made from."""
-    generator = np.random.default_rng(_SPLIT_SEED)
-    for _ in range(200):
-        picture = Picture(Image.new("RGB", (1, 1)), tuple(map(tuple, generator.integers(0, 10, size=(2, 3)))), ())
+    """Questions and answers with every word of the task: what its tokenizer is made from. Always the same."""
+    generator = np.random.default_rng(_CORPUS_SEED)
+    for _ in range(_CORPUS_PICTURES):
+        grid = generator.integers(0, 10, size=(len(ROWS), len(COLUMNS)))
+        picture = Picture(blank_picture(), tuple(map(tuple, grid)), ())
         for kind in KINDS:
             question = ask(kind, picture, generator)
             yield question.text
@@ -176,9 +197,27 @@ def spell(numbers: Sequence[int] | NDArray[np.int64]) -> str:
     return " ".join(_WORDS[number] for number in numbers)
 
 
-def _ink(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """[8, 8] ink to [24, 24] paper values."""
-    return 255 - np.asarray(Image.fromarray(pixels).resize((DIGIT_PIXELS, DIGIT_PIXELS), Image.Resampling.BICUBIC))
+def _empty_sheet() -> NDArray[np.uint8]:
+    """[56, 84] white paper in a dark frame, by which the six places look different from each other."""
+    sheet = np.zeros((len(ROWS) * CELL_PIXELS, len(COLUMNS) * CELL_PIXELS), dtype=np.uint8)
+    sheet[FRAME_PIXELS:-FRAME_PIXELS, FRAME_PIXELS:-FRAME_PIXELS] = 255
+    return sheet
+
+
+def _ink(pixels: NDArray[np.uint8], generator: np.random.Generator | None) -> NDArray[np.uint8]:
+    """[8, 8] to [20, 20] ink, tilted and stretched if there is a generator to draw by how much."""
+    image = Image.fromarray(pixels).resize((DIGIT_PIXELS, DIGIT_PIXELS), Image.Resampling.BICUBIC)
+    if generator is not None:
+        tilt, wide, high, slant = generator.uniform(-1, 1, size=4) * (
+            np.deg2rad(_MAX_TILT_DEGREES),
+            *[_MAX_STRETCH] * 3,
+        )
+        turn = np.array([[np.cos(tilt), slant - np.sin(tilt)], [np.sin(tilt), np.cos(tilt)]])
+        matrix = turn * np.exp([wide, high])
+        shift = (np.eye(2) - matrix) @ [DIGIT_PIXELS / 2, DIGIT_PIXELS / 2]
+        rows = np.column_stack([matrix, shift]).ravel().tolist()
+        image = image.transform(image.size, Image.Transform.AFFINE, rows, Image.Resampling.BICUBIC)
+    return np.asarray(image)
 
 
 def _place(grid: NDArray[np.int64], generator: np.random.Generator) -> tuple[dict[str, str], str]:
@@ -197,7 +236,7 @@ def _largest(grid: NDArray[np.int64], generator: np.random.Generator) -> tuple[d
 
 def _count(grid: NDArray[np.int64], generator: np.random.Generator) -> tuple[dict[str, str], str]:
     """Draws how often first, then a digit that occurs so often, so that no answer is right by default."""
-    occurrences = Counter({digit: 0 for digit in range(10)})
+    occurrences = Counter(dict.fromkeys(range(10), 0))
     occurrences.update(grid.ravel().tolist())
     count = generator.choice(sorted(set(occurrences.values())))
     digit = generator.choice([digit for digit, times in occurrences.items() if times == count])
@@ -218,7 +257,7 @@ def _sort(grid: NDArray[np.int64], generator: np.random.Generator) -> tuple[dict
 def _parity(grid: NDArray[np.int64], generator: np.random.Generator) -> tuple[dict[str, str], str]:
     odd = int((grid % 2).sum())
     even = grid.size - odd
-    verdict = "as many of both" if even == odd else f"more are {'even' if even > odd else 'odd'}"
+    verdict = "neither has more" if even == odd else f"more are {'even' if even > odd else 'odd'}"
     return {}, f"{spell([even])} even and {spell([odd])} odd so {verdict}"
 
 

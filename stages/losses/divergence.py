@@ -24,6 +24,8 @@ from torch import Tensor
 
 CHUNK_BYTES = 64 * 2**20
 """Memory for one chunk of logits in float32."""
+VOCABULARY_BLOCK = 16384
+"""Rows of a bf16 head that are widened to float32 at a time."""
 
 
 class Head(NamedTuple):
@@ -56,14 +58,16 @@ def divergence(x: Tensor, log_z: Tensor, target: Target) -> Tensor:
     """KL(target || softmax(head(x))) of every token, and of every target in a stack of them.
 
     Args:
-        x: [N, d], the head's input; gradient flows here.
+        x: [N, d], the head's input; gradient flows here. Give both functions one float32 copy of a
+            bf16 input, so that their gradients are rounded once, after they are added.
         log_z: [N] float32, `log_partition(x, head)`.
         target: [..., N, d] moments with their entropies.
 
     Returns:
         [..., N] float32, nats.
     """
-    expected_logit = torch.einsum("nd,...nd->...n", x.float(), target.moment.float())
+    with torch.autocast(x.device.type, enabled=False):
+        expected_logit = torch.einsum("nd,...nd->...n", x.float(), target.moment.float())
     if target.bias_mean is not None:
         expected_logit = expected_logit + target.bias_mean
     return log_z - expected_logit - target.entropy
@@ -89,22 +93,23 @@ class _LogPartition(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         log_z = torch.empty(len(x), dtype=torch.float32, device=x.device)
-        mean_row = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        mean_row = torch.empty_like(x, dtype=torch.float32) if ctx.needs_input_grad[0] else None
         with torch.autocast(x.device.type, enabled=False):
             for chunk in _chunks(len(x), len(weight)):
                 logits = _logits(x[chunk], weight, bias)
                 log_z[chunk] = logits.logsumexp(dim=-1)
                 if mean_row is not None:
                     probabilities = logits.sub_(log_z[chunk, None]).exp_()
-                    mean_row[chunk] = (probabilities.to(weight.dtype) @ weight).to(x.dtype)
+                    mean_row[chunk] = _mean_row(probabilities, weight)
         if mean_row is not None:
             ctx.save_for_backward(mean_row)
+            ctx.dtype = x.dtype
         return log_z
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (mean_row,) = ctx.saved_tensors
-        return mean_row * grad[:, None].to(mean_row.dtype), None, None
+        return (mean_row * grad[:, None]).to(ctx.dtype), None, None
 
 
 def label_target(labels: Tensor, head: Head) -> Target:
@@ -145,19 +150,27 @@ def moment_target(x_teacher: Tensor, teacher: Head, student: Head) -> Target:
     moment = torch.empty(count, student.weight.shape[1], device=x_teacher.device)
     entropy = torch.empty(count, device=x_teacher.device)
     bias_mean = None if student.bias is None else torch.empty(count, device=x_teacher.device)
-    for chunk in _chunks(count, len(teacher.weight)):
-        log_q = _logits(x_teacher[chunk], *teacher).log_softmax(dim=-1)
-        q = log_q.exp()
-        entropy[chunk] = -(q * log_q).sum(dim=-1)
-        moment[chunk] = (q.to(student.weight.dtype) @ student.weight).float()
-        if bias_mean is not None and student.bias is not None:
-            bias_mean[chunk] = q @ student.bias.float()
+    with torch.autocast(x_teacher.device.type, enabled=False):
+        for chunk in _chunks(count, len(teacher.weight)):
+            log_q = _logits(x_teacher[chunk], *teacher).log_softmax(dim=-1)
+            q = log_q.exp()
+            entropy[chunk] = -(q * log_q).sum(dim=-1)
+            moment[chunk] = _mean_row(q, student.weight)
+            if bias_mean is not None and student.bias is not None:
+                bias_mean[chunk] = q @ student.bias.float()
     return Target(moment, entropy, bias_mean)
 
 
 def _logits(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    logits = (x.to(weight.dtype) @ weight.T).float()
+    """[N, V] float32; products and sums are float32 whatever the inputs are."""
+    logits = torch.cat([x.float() @ rows.float().T for rows in weight.split(VOCABULARY_BLOCK)], dim=1)
     return logits if bias is None else logits + bias.float()
+
+
+def _mean_row(probabilities: Tensor, weight: Tensor) -> Tensor:
+    """[N, V] float32 probabilities to the mean row [N, d], float32."""
+    blocks = zip(probabilities.split(VOCABULARY_BLOCK, dim=1), weight.split(VOCABULARY_BLOCK), strict=True)
+    return torch.stack([p @ rows.float() for p, rows in blocks]).sum(dim=0)
 
 
 def _chunks(tokens: int, vocabulary: int) -> list[slice]:

@@ -28,9 +28,9 @@ class KLCosts:
 
     def __init__(self, said: Sequence[Tensor], head: Head, teacher: Target) -> None:
         """`said`: one [N, d] head input per student layer; `teacher`: moments [t_l, N, d]."""
-        self._said = said
+        self._said = [x.float() for x in said]
         self._teacher = teacher
-        self._log_z = [log_partition(x, head) for x in said]
+        self._log_z = [log_partition(x, head) for x in self._said]
 
     @torch.no_grad()
     def all_pairs(self) -> Tensor:

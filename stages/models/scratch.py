@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -99,9 +99,7 @@ def build_processor(corpus: Iterable[str]) -> Qwen2VLProcessor:
     )
 
 
-def build_model(
-    settings: ScratchModel, processor: Qwen2VLProcessor, *, seed: int
-) -> Qwen2VLForConditionalGeneration:
+def build_model(settings: ScratchModel, processor: Qwen2VLProcessor, *, seed: int) -> Qwen2VLForConditionalGeneration:
     """A randomly initialised float32 model for this processor's tokens and patches."""
     config = build_config(settings, processor)
     with torch.random.fork_rng(devices=[]):
@@ -179,9 +177,10 @@ def _train_tokenizer(corpus: list[str]) -> Qwen2Tokenizer:
     trained.train_from_iterator(corpus, trainer)
     learned = json.loads(trained.to_str())["model"]
     special = {token: len(learned["vocab"]) + position for position, token in enumerate(SPECIAL_TOKENS)}
+    merges: Any = [tuple(pair) for pair in learned["merges"]]  # pairs, whatever Qwen2Tokenizer's annotation says
     return Qwen2Tokenizer(
         vocab=learned["vocab"] | special,
-        merges=[tuple(pair) for pair in learned["merges"]],
+        merges=merges,
         eos_token=TURN_END,
         pad_token=END_OF_TEXT,
         extra_special_tokens=list(SPECIAL_TOKENS),

@@ -35,8 +35,13 @@ class Order:
         """Sample indices of one worker in one step, cut into micro-batches.
 
         Every worker gets the same number of micro-batches, so that none waits for another's.
+
+        Raises:
+            ValueError: the batch cannot be dealt out evenly.
         """
         size = self.schedule.batch_size
+        if size % workers:
+            raise ValueError(f"schedule.batch_size {size} has to be a multiple of the {workers} workers")
         mine = [self._at(place) for place in range(step * size + rank, (step + 1) * size, workers)]
         count = -(-size // (workers * self.schedule.micro_batch_size))
         return [mine[index::count] for index in range(count)]

@@ -75,9 +75,9 @@ def start_chain(root: Path, family: str) -> Chain:
     }
     chain = Chain(root, places)
     chain.run(
-        "capture", model=FLOAT32, target_layers={"blocks": [0, 1, 3]}, fraction=0.7, dtype="float32", shard_samples=5
+        "capture", model=FLOAT32, target_layers=[0, 1, 3], fraction=0.7, dtype="float32", shard_samples=5
     )
-    chain.run("verbalization", model=FLOAT32, target_layers={"blocks": [0, 2]}, schedule=SCHEDULE | {"batch_size": 8})
+    chain.run("verbalization", model=FLOAT32, target_layers=[0, 2], schedule=SCHEDULE | {"batch_size": 8})
     chain.run("precompute", model=FLOAT32, dtype="float32", shard_samples=5)
     return chain
 
@@ -192,7 +192,7 @@ def test_a_missing_input_is_named(chain: Chain) -> None:
 
 def test_captured_and_freshly_computed_states_give_the_same_cache(chain: Chain) -> None:
     everything = chain.run(
-        "capture", name="everything", model=FLOAT32, target_layers={"blocks": [0, 1, 3]}, fraction=1.0, dtype="float32"
+        "capture", name="everything", model=FLOAT32, target_layers=[0, 1, 3], fraction=1.0, dtype="float32"
     )
     chain.places["capture"], kept = everything, chain.places["capture"]
     try:

@@ -1,0 +1,146 @@
+"""Codecs: what is kept comes back, at the size that was promised, and becomes the right target."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from stages.cache.codecs import Codec, Field, Hidden, Moment, from_blob, to_blobs
+from stages.losses.divergence import Head, Target, moment_target
+
+BF16_TOLERANCE = 2**-8
+"""Relative, of one rounding to bfloat16 (8 bits of precision, so half of 2**-7 at most)."""
+
+VOCABULARY, WIDTH, TEACHER_WIDTH, TOKENS = 50, 8, 12, 6
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def random(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def make_head(width: int, *, seed: int, bias: bool) -> Head:
+    return Head(random(VOCABULARY, width, seed=seed), random(VOCABULARY, seed=seed + 1) if bias else None)
+
+
+def through_a_blob(codec: Codec, x_teacher: Tensor) -> Target:
+    (blob,) = to_blobs(codec.encode(x_teacher), codec.fields, [len(x_teacher)])
+    return codec.decode(from_blob(blob, codec.fields, len(x_teacher)))
+
+
+def assert_same(ours: Target, expected: Target, *, moment_tolerance: float = 0.0) -> None:
+    """Entropies and mean biases are always kept in float32, so they are equal bit for bit."""
+    assert torch.equal(ours.entropy, expected.entropy)
+    assert (ours.bias_mean is None) == (expected.bias_mean is None)
+    if expected.bias_mean is not None:
+        assert torch.equal(ours.bias_mean, expected.bias_mean)
+    error = ((ours.moment - expected.moment).abs() / expected.moment.abs()).max().item()
+    assert error <= moment_tolerance, f"moments off by {error:.1e} relative"
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_moment_gives_back_the_moment_target(dtype: torch.dtype, bias: bool) -> None:
+    """Exactly in float32, to one rounding in bfloat16. Red if fields are exchanged or the bias is dropped."""
+    teacher, student = make_head(TEACHER_WIDTH, seed=0, bias=False), make_head(WIDTH, seed=2, bias=bias)
+    x_teacher = random(TOKENS, TEACHER_WIDTH, seed=4)
+    decoded = through_a_blob(Moment(dtype, teacher, student), x_teacher)
+    assert decoded.moment.dtype == torch.float32
+    tolerance = BF16_TOLERANCE if dtype == torch.bfloat16 else 0.0
+    assert_same(decoded, moment_target(x_teacher, teacher, student), moment_tolerance=tolerance)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_hidden_gives_the_moment_target_of_the_kept_states(dtype: torch.dtype, bias: bool) -> None:
+    """Of the states as they were rounded. Red if another head, or the unrounded state, is used."""
+    teacher, student = make_head(TEACHER_WIDTH, seed=0, bias=bias), make_head(WIDTH, seed=2, bias=bias)
+    x_teacher = random(TOKENS, TEACHER_WIDTH, seed=4)
+    decoded = through_a_blob(Hidden(dtype, teacher, student), x_teacher)
+    assert_same(decoded, moment_target(x_teacher.to(dtype).float(), teacher, student))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_hidden_and_moment_say_the_same(bias: bool) -> None:
+    """The two codecs of one cache, in float32."""
+    teacher, student = make_head(TEACHER_WIDTH, seed=0, bias=bias), make_head(WIDTH, seed=2, bias=bias)
+    x_teacher = random(TOKENS, TEACHER_WIDTH, seed=4)
+    hidden = through_a_blob(Hidden(torch.float32, teacher, student), x_teacher)
+    assert_same(through_a_blob(Moment(torch.float32, teacher, student), x_teacher), hidden)
+
+
+def test_moment_decodes_without_the_teacher_and_cannot_encode_without_it() -> None:
+    teacher, student = make_head(TEACHER_WIDTH, seed=0, bias=False), make_head(WIDTH, seed=2, bias=False)
+    x_teacher = random(TOKENS, TEACHER_WIDTH, seed=4)
+    complete, alone = Moment(torch.float32, teacher, student), Moment(torch.float32, None, student)
+    assert alone.fields == complete.fields
+    (blob,) = to_blobs(complete.encode(x_teacher), complete.fields, [TOKENS])
+    assert_same(alone.decode(from_blob(blob, alone.fields, TOKENS)), moment_target(x_teacher, teacher, student))
+    with pytest.raises(ValueError, match="encodes with the teacher's head, and none was given"):
+        alone.encode(x_teacher)
+
+
+def test_bytes_per_token_are_those_of_the_design() -> None:
+    """DESIGN §3: a teacher of width 8,192 and a student of width 1,536, in bfloat16."""
+    teacher, student = Head(torch.empty(1, 8192)), Head(torch.empty(1, 1536))
+    sizes = {
+        codec.name: sum(field.bytes_per_token for field in codec.fields)
+        for codec in (Hidden(torch.bfloat16, teacher, student), Moment(torch.bfloat16, None, student))
+    }
+    assert sizes == {"hidden": 16_384, "moment": 3_076}
+
+
+@hypothesis_settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=6),
+    st.lists(st.tuples(st.integers(1, 5), st.sampled_from([*DTYPES, torch.float16])), min_size=1, max_size=3),
+)
+def test_blobs_hold_each_samples_tokens(counts: list[int], widths: list[tuple[int, torch.dtype]]) -> None:
+    """Red if tokens go to a neighbour, fields to each other, or a dtype to another."""
+    fields = [Field(width, dtype) for width, dtype in widths]
+    total = sum(counts)
+    tensors = [random(total, field.width, seed=index).to(field.dtype) for index, field in enumerate(fields)]
+    blobs = to_blobs(tensors, fields, counts)
+    assert [len(blob) for blob in blobs] == [count * sum(f.bytes_per_token for f in fields) for count in counts]
+    start = 0
+    for blob, count in zip(blobs, counts, strict=True):
+        for ours, whole, field in zip(from_blob(blob, fields, count), tensors, fields, strict=True):
+            assert ours.dtype == field.dtype
+            assert torch.equal(ours, whole[start : start + count])
+        start += count
+
+
+def test_extreme_numbers_survive() -> None:
+    """Bytes are kept, not values: infinities, signed zero, subnormals. Red if they pass through text or float16."""
+    values = torch.tensor([[float("inf"), float("-inf"), -0.0, 1e-40, 3.4e38]])
+    (field,) = (Field(5, torch.float32),)
+    (back,) = from_blob(to_blobs([values], [field], [1])[0], [field], 1)
+    assert torch.equal(back.view(torch.int32), values.view(torch.int32))
+
+
+def test_transposed_tensors_are_written_row_by_row() -> None:
+    """A view whose memory runs the other way. Red if raw memory is copied without looking at strides."""
+    tensor = torch.arange(12.0).reshape(3, 4).T
+    (field,) = (Field(3, torch.float32),)
+    (back,) = from_blob(to_blobs([tensor], [field], [4])[0], [field], 4)
+    assert torch.equal(back, tensor)
+
+
+def test_decoded_tensors_own_their_memory() -> None:
+    """Red if a tensor lies on the blob's bytes: writing to it would change a row in memory."""
+    field = Field(2, torch.float32)
+    blob = to_blobs([torch.ones(1, 2)], [field], [1])[0]
+    from_blob(blob, [field], 1)[0].zero_()
+    assert torch.equal(from_blob(blob, [field], 1)[0], torch.ones(1, 2))
+
+
+@pytest.mark.parametrize("change", [-1, 1, 12])
+def test_a_blob_of_another_length_is_refused(change: int) -> None:
+    """Two tokens of 12 bytes; one too few, one too many, and a whole token too many."""
+    fields = (Field(2, torch.float32), Field(2, torch.bfloat16))
+    with pytest.raises(ValueError, match=rf"a blob of 2 tokens has {24 + change} bytes, expected 24"):
+        from_blob(bytes(24 + change), fields, 2)

@@ -1,0 +1,90 @@
+"""The same stages on a real Ray: actors of Ray Data and workers of Ray Train do what one process does."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from stages.cache.reader import CacheReader
+from stages.contract import Job, StageError, read_journal
+from stages.contract.artifact import work_folder
+from stages.contract.files import QUARANTINE_FILE, STATES_FOLDER
+from stages.contract.job import execute
+from tests.stages import tiny
+from tests.stages.test_chain import FLOAT32, SCHEDULE, largest_difference
+
+pytestmark = pytest.mark.ray
+SAME_RESULT_TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    root = tmp_path_factory.mktemp("places")
+    return {
+        "teacher": str(tiny.save_qwen2vl(root / "teacher", width=32, layers=4, pad_rows=5, seed=0)),
+        "student": str(tiny.save_qwen2vl(root / "student", width=16, layers=3, pad_rows=2, seed=1)),
+        "samples": str(tiny.save_samples(root / "data")),
+    }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_session() -> Iterator[None]:
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def run(stage: str, places: dict[str, str], output: Path, workers: int, **settings: object) -> Path:
+    names = {"capture": ("teacher", "samples"), "reinforcement": ("student", "samples")}[stage]
+    job = Job(
+        stage=stage,
+        settings=settings,
+        inputs={name: places[name] for name in names},
+        output=str(output),
+        resources={"workers": workers, "cpus_per_worker": 0.5},
+    )
+    execute(job, importlib.import_module(f"stages.{stage}").run)
+    return output
+
+
+def test_two_actors_capture_what_one_process_captures(places: dict[str, str], tmp_path: Path) -> None:
+    settings = {
+        "model": FLOAT32,
+        "fraction": 1.0,
+        "dtype": "float32",
+        "shard_samples": 3,
+        "target_layers": [0, 2],
+    }
+    folders = [run("capture", places, tmp_path / str(workers), workers, **settings) for workers in (0, 2)]
+    one, other = (CacheReader(folder / STATES_FOLDER) for folder in folders)
+    assert one.ids == other.ids
+    assert len(one) == 12
+    for sample_id in one.ids:
+        ids = torch.tensor(one.read(sample_id).response_ids)
+        for a, b in zip(one.fields([sample_id], ids), other.fields([sample_id], ids), strict=True):
+            torch.testing.assert_close(a[0], b[0], rtol=SAME_RESULT_TOLERANCE, atol=SAME_RESULT_TOLERANCE)
+    assert [(folder / QUARANTINE_FILE).read_text() for folder in folders] == ["", ""]
+
+
+def test_a_worker_trains_what_the_process_itself_trains(places: dict[str, str], tmp_path: Path) -> None:
+    settings = {"model": FLOAT32, "schedule": SCHEDULE}
+    folders = [run("reinforcement", places, tmp_path / str(workers), workers, **settings) for workers in (0, 1)]
+    assert largest_difference(*folders) < SAME_RESULT_TOLERANCE
+    losses = [[line["loss"] for line in read_journal(folder)] for folder in folders]
+    assert losses[0] == pytest.approx(losses[1], rel=SAME_RESULT_TOLERANCE)
+    assert not (folders[1] / "scratch").exists()
+
+
+def test_a_workers_own_words_reach_the_caller_and_no_artifact_is_left(places: dict[str, str], tmp_path: Path) -> None:
+    output = tmp_path / "failing"
+    settings = {"model": FLOAT32, "schedule": SCHEDULE, "preprocessing": {"max_tokens": 8}}
+    with pytest.raises(StageError, match=r"reinforcement: .*more than preprocessing.max_tokens 8"):
+        run("reinforcement", places, output, 1, **settings)
+    assert not output.exists()
+    assert work_folder(output).exists()
