@@ -17,7 +17,7 @@ from pipeline.executors import Executor, StageFailed
 from pipeline.experiment import Execution
 from pipeline.graph import Node
 from pipeline.store import RunRecord, Store
-from stages.contract import Artifact, Job, follow, open_artifact
+from stages.contract import Artifact, Follower, Job, open_artifact
 from stages.contract.artifact import work_folder
 
 POLL_SECONDS = 0.2
@@ -62,7 +62,7 @@ class Runner:
         self._settings = settings
         self._executor = executor
         self._observers = observers
-        self._positions: dict[str, list[int]] = {}
+        self._followers: dict[str, Follower] = {}
 
     def run(self, decisions: Sequence[Decision]) -> Outcome:
         """Run every node that is not reused; return when nothing more can run."""
@@ -95,7 +95,7 @@ class Runner:
     def _start(self, decision: Decision) -> tuple[Job, Path, dict[str, str]]:
         """Announce a node; what the executor needs to run it."""
         node = decision.node
-        self._positions[node.key] = [0]
+        self._followers[node.key] = Follower()
         environment: dict[str, str] = {}
         for observer in self._observers:
             environment |= observer.started(node)
@@ -121,7 +121,7 @@ class Runner:
         """Pass on what the stage wrote into its journal, which moves with the artifact when that is committed."""
         work = work_folder(node.output)
         folder = node.output if ended and not work.exists() else work
-        for line in follow(folder, self._positions[node.key]):
+        for line in self._followers[node.key].new_lines(folder):
             self._tell("line", node, line)
 
     def _tell(self, event: str, *details: Any) -> None:
