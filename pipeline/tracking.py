@@ -154,12 +154,13 @@ class Tracker:
 
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         logging.getLogger("alembic").setLevel(logging.WARNING)
+        # set_tracking_uri writes the variable itself, so whose server it is has to be known before.
+        local = None if URI_VARIABLE in os.environ else (self._store.root / "mlruns").as_uri()
         mlflow.set_tracking_uri(self.uri)
         self._store.root.mkdir(parents=True, exist_ok=True)
         self._client = MlflowClient(self.uri)
         name = self._experiment.tracking.experiment
         found = self._client.get_experiment_by_name(name)
-        local = None if URI_VARIABLE in os.environ else (self._store.root / "mlruns").as_uri()
         self._experiment_id = found.experiment_id if found else self._client.create_experiment(name, local)
 
     @best_effort

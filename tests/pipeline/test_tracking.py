@@ -66,6 +66,12 @@ def track(
     return track
 
 
+def test_the_files_of_runs_lie_in_the_store(track: Callable[..., Runs], world: Path) -> None:
+    runs = track(ALONE)
+    experiment = runs.client.get_experiment(runs.experiment_id)
+    assert experiment.artifact_location == (world / "store" / "mlruns").as_uri()
+
+
 def test_a_run_is_a_parent_with_a_child_for_every_stage(track: Callable[..., Runs], executor: FakeExecutor) -> None:
     runs = track()
     (parent,) = runs.parents

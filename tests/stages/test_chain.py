@@ -74,9 +74,7 @@ def start_chain(root: Path, family: str) -> Chain:
         "samples": tiny.save_samples(root / "data"),
     }
     chain = Chain(root, places)
-    chain.run(
-        "capture", model=FLOAT32, target_layers=[0, 1, 3], fraction=0.7, dtype="float32", shard_samples=5
-    )
+    chain.run("capture", model=FLOAT32, target_layers=[0, 1, 3], fraction=0.7, dtype="float32", shard_samples=5)
     chain.run("verbalization", model=FLOAT32, target_layers=[0, 2], schedule=SCHEDULE | {"batch_size": 8})
     chain.run("precompute", model=FLOAT32, dtype="float32", shard_samples=5)
     return chain
