@@ -9,7 +9,13 @@ from pipeline.experiment import MAIN
 from pipeline.graph import Graph
 from stages.contract import Artifact
 
-LABELS = {"teacher": "teacher", "backbone": "small backbone", MAIN: "VLsI"}
+LABELS = {
+    "backbone": "small backbone",
+    "sft": "plain SFT",
+    "last-layer-kd": "last-layer KD",
+    MAIN: "VLsI",
+}
+"""What tables call a model; other variants keep their own name."""
 
 
 @dataclass(frozen=True)

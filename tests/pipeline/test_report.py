@@ -28,7 +28,7 @@ def session(world: Path, executor: FakeExecutor, monkeypatch: pytest.MonkeyPatch
 
 def test_the_report_holds_everything_and_needs_nothing(session: Session) -> None:
     html = render(session.experiment, session.graph, session.artifacts())
-    for label in ("teacher", "small backbone", "sft", "last-layer-kd", "VLsI"):
+    for label in ("teacher", "small backbone", "plain SFT", "last-layer KD", "VLsI"):
         assert f"<td>{label}</td>" in html
     assert html.count("<svg") == 1 + 1 + 2 + 6
     assert all(node.fingerprint in html for node in session.graph.nodes)
@@ -39,7 +39,7 @@ def test_the_report_holds_everything_and_needs_nothing(session: Session) -> None
 def test_the_report_shows_what_there_is(session: Session) -> None:
     artifacts = {key: value for key, value in session.artifacts().items() if key in ("capture", "evaluation@sft")}
     html = render(session.experiment, session.graph, artifacts)
-    assert "<td>sft</td>" in html
+    assert "<td>plain SFT</td>" in html
     assert "<td>VLsI</td>" not in html
 
 
