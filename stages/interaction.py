@@ -29,17 +29,17 @@ from stages.contract.files import (
 )
 from stages.contract.job import main
 from stages.contract.settings import InteractionSettings
-from stages.data.encoding import Batch, Encoder
+from stages.data.encoding import Batch
 from stages.data.sample import read_samples
 from stages.losses.divergence import Target, divergence, label_target, log_partition
 from stages.losses.layerwise import FeatureCosts, KLCosts, LayerCosts, matched_loss
 from stages.losses.matching import check_layer_counts
-from stages.models.backbone import Backbone, load_processor
+from stages.models.backbone import Backbone
 from stages.models.readout import load_head
 from stages.models.student import prepare_for_training, save_student, train_decoder
 from stages.models.verbalizer import Verbalizers
 from stages.training.launch import train
-from stages.training.objective import Loss, Objective
+from stages.training.objective import Loss, StudentObjective
 
 MATCHING_SHARE = 0.1
 """Share of the steps that the matching matrices at the start and at the end are counted over."""
@@ -84,22 +84,17 @@ class TeacherTargets:
         return torch.stack([fields[0].float() for fields in cached[:-1]])
 
 
-class InteractionObjective(Objective):
+class InteractionObjective(StudentObjective):
     """The paper's interaction loss and the rows of its ablations."""
 
     def __init__(self, job: Job) -> None:
-        super().__init__()
         settings = job.typed(InteractionSettings)
-        self.schedule, self.preprocessing = settings.schedule, settings.preprocessing
+        super().__init__(settings, job.inputs["student"])
         self._losses, self._matching = settings.losses, settings.matching
-        self.generator = torch.Generator().manual_seed(self.schedule.seed)
-        torch.manual_seed(self.schedule.seed)
-        self.encoder = Encoder(load_processor(job.inputs["student"], settings.model), self.preprocessing)
-        self._backbone = Backbone.load(job.inputs["student"], settings.model)
-        train_decoder(self._backbone, settings.lora)
-        prepare_for_training(self._backbone, self.schedule)
-        self.model = self._backbone.model
-        self._head = self._backbone.readout.head_rows(self.encoder.real_vocabulary)
+        train_decoder(self._student, settings.lora)
+        prepare_for_training(self._student, self.schedule)
+        self.model = self._student.model
+        self._head = self._student.readout.head_rows(self.encoder.real_vocabulary)
         self._teacher = self._open_targets(job)
         self.verbalizers = self._load_verbalizers(job)
         self.projections = self._make_projections()
@@ -109,12 +104,12 @@ class InteractionObjective(Objective):
     def forward(self, batch: Batch) -> Loss:
         """Loss of the intermediate layers and of the last one."""
         blocks = self.verbalizers.target_layers if self.verbalizers else ()
-        states = self._backbone.states(batch, blocks)
+        states = self._student.states(batch, blocks)
         cached = self._teacher.fields(batch) if self._teacher else []
         parts: dict[str, Tensor] = {}
         notes: dict[str, Any] = {}
         if self.verbalizers:
-            said = self.verbalizers(states.targets, self._backbone.norm)
+            said = self.verbalizers(states.targets, self._student.norm)
             parts["loss_intermediate"], notes = self._intermediate(said, cached, batch)
         if self._losses.last != "none":
             target = self._teacher.last(cached) if self._teacher and self._losses.last == "kl" else self._labels(batch)
@@ -123,7 +118,7 @@ class InteractionObjective(Objective):
 
     def save(self, work: Path) -> dict[str, Any]:
         """Write the student, its verbalizers and how the layers were matched."""
-        save_student(self._backbone, self.encoder.processor, work)
+        save_student(self._student, self.encoder.processor, work)
         lines = read_journal(work)
         summary: dict[str, Any] = {"steps": lines[-1]["step"], "loss": lines[-1]["loss"]}
         if self.verbalizers is None:
@@ -171,7 +166,7 @@ class InteractionObjective(Objective):
             return None
         if "precompute" not in job.inputs:
             raise StageError("interaction: losses against the teacher need the input `precompute`")
-        return TeacherTargets(Path(job.inputs["precompute"]), self._backbone, self.encoder.real_vocabulary)
+        return TeacherTargets(Path(job.inputs["precompute"]), self._student, self.encoder.real_vocabulary)
 
     def _load_verbalizers(self, job: Job) -> Verbalizers | None:
         if self._losses.intermediate == "none":
@@ -179,7 +174,7 @@ class InteractionObjective(Objective):
         if "verbalization" not in job.inputs:
             raise StageError("interaction: intermediate losses need the input `verbalization`")
         file = Path(job.inputs["verbalization"]) / STUDENT_VERBALIZERS_FILE
-        verbalizers = Verbalizers.load(file, self._backbone.device)
+        verbalizers = Verbalizers.load(file, self._student.device)
         if self._teacher and self._losses.intermediate in ("kl", "feature-l2"):
             check_layer_counts(len(verbalizers.target_layers), len(self._teacher.blocks))
         return verbalizers
@@ -191,8 +186,8 @@ class InteractionObjective(Objective):
         if self._teacher.reader.layout.codec != Hidden.name:
             raise StageError("interaction: losses.intermediate `feature-l2` needs precompute.codec `hidden`")
         width = self._teacher.reader.layout.fields[0].width
-        maps = [nn.Linear(self._backbone.width, width, bias=False) for _ in self.verbalizers.target_layers]
-        return nn.ModuleList(maps).to(self._backbone.device)
+        maps = [nn.Linear(self._student.width, width, bias=False) for _ in self.verbalizers.target_layers]
+        return nn.ModuleList(maps).to(self._student.device)
 
 
 def matching_matrix(lines: list[dict[str, Any]], student_layers: int, teacher_layers: int) -> list[list[float]]:

@@ -20,38 +20,32 @@ import torch
 from stages.contract import Job, read_journal
 from stages.contract.job import main
 from stages.contract.settings import ReinforcementSettings
-from stages.data.encoding import Batch, Encoder
+from stages.data.encoding import Batch
 from stages.data.sample import read_samples
-from stages.models.backbone import Backbone, load_processor
 from stages.models.student import prepare_for_training, save_student, train_language_model
 from stages.training.launch import train
-from stages.training.objective import Loss, Objective
+from stages.training.objective import Loss, StudentObjective
 
 
-class ReinforcementObjective(Objective):
+class ReinforcementObjective(StudentObjective):
     """Cross-entropy of the response tokens; the head is trained too."""
 
     def __init__(self, job: Job) -> None:
-        super().__init__()
         settings = job.typed(ReinforcementSettings)
-        self.schedule, self.preprocessing = settings.schedule, settings.preprocessing
-        self.generator = torch.Generator().manual_seed(self.schedule.seed)
-        torch.manual_seed(self.schedule.seed)
-        self.encoder = Encoder(load_processor(job.inputs["student"], settings.model), self.preprocessing)
-        self._backbone = Backbone.load(job.inputs["student"], settings.model)
-        train_language_model(self._backbone, settings.lora)
-        prepare_for_training(self._backbone, self.schedule)
-        self.model = self._backbone.model
+        super().__init__(settings, job.inputs["student"])
+        train_language_model(self._student, settings.lora)
+        prepare_for_training(self._student, self.schedule)
+        self.model = self._student.model
         self.samples, _ = read_samples(Path(job.inputs["samples"]))
 
     def forward(self, batch: Batch) -> Loss:
         """Next-token cross-entropy over the real token ids."""
-        logits = self._backbone.head(self._backbone.states(batch, ()).last)[:, : self.encoder.real_vocabulary]
+        logits = self._student.head(self._student.states(batch, ()).last)[:, : self.encoder.real_vocabulary]
         return Loss(torch.nn.functional.cross_entropy(logits.float(), batch.labels, reduction="sum"), {})
 
     def save(self, work: Path) -> dict[str, Any]:
         """Export the student."""
-        save_student(self._backbone, self.encoder.processor, work)
+        save_student(self._student, self.encoder.processor, work)
         last = read_journal(work)[-1]
         return {"steps": last["step"], "loss": last["loss"]}
 

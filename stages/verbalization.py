@@ -29,30 +29,25 @@ from stages.contract.files import (
 )
 from stages.contract.job import main
 from stages.contract.settings import VerbalizationSettings, resolve_target_layers
-from stages.data.encoding import Batch, Encoder
+from stages.data.encoding import Batch
 from stages.data.sample import read_samples
 from stages.losses.divergence import Head, divergence, label_target, log_partition
-from stages.models.backbone import Backbone, default_device, load_processor
+from stages.models.backbone import default_device
 from stages.models.readout import Readout
 from stages.models.verbalizer import Verbalizers
 from stages.training.launch import train
-from stages.training.objective import Loss, Objective
+from stages.training.objective import Loss, StudentObjective
 
 
-class VerbalizationObjective(Objective):
+class VerbalizationObjective(StudentObjective):
     """Cross-entropy of every verbalizer of both models against the response."""
 
     def __init__(self, job: Job) -> None:
-        super().__init__()
         settings = job.typed(VerbalizationSettings)
-        self.schedule, self.preprocessing = settings.schedule, settings.preprocessing
-        self.generator = torch.Generator().manual_seed(self.schedule.seed)
-        torch.manual_seed(self.schedule.seed)
+        super().__init__(settings, job.inputs["student"])
         self._captured = CacheReader(Path(job.inputs["capture"]) / STATES_FOLDER)
         samples, _ = read_samples(Path(job.inputs["samples"]))
         self.samples = [sample for sample in samples if sample.id in self._captured]
-        self.encoder = Encoder(load_processor(job.inputs["student"], settings.model), self.preprocessing)
-        self._student = Backbone.load(job.inputs["student"], settings.model)
         self._student.model.requires_grad_(False)
         self._readout = Readout.load(Path(job.inputs["capture"]) / READOUT_FOLDER, settings.model).to(default_device())
         columns = self._captured.layout.layers

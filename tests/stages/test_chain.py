@@ -19,6 +19,9 @@ from stages.contract.files import (
     TEACHER_VERBALIZERS_FILE,
 )
 from stages.contract.job import execute
+from stages.data.encoding import collate
+from stages.training.optimizer import make_optimizer
+from stages.verbalization import VerbalizationObjective
 from tests.stages import tiny
 
 FLOAT32 = {"dtype": "float32"}
@@ -115,6 +118,25 @@ def test_verbalization_learns_every_layer_and_leaves_the_backbones_alone(chain: 
     names = {path.name for path in chain.places["verbalization"].iterdir()}
     assert {TEACHER_VERBALIZERS_FILE, STUDENT_VERBALIZERS_FILE} <= names
     assert "model.safetensors" not in names
+
+
+def test_a_verbalization_step_changes_verbalizers_only(chain: Chain) -> None:
+    """Bit for bit: the student with head, embedding and vision tower, and the teacher's norm and head."""
+    inputs = {name: str(chain.places[name]) for name in ("capture", "student", "samples")}
+    settings = {"model": FLOAT32, "target_layers": [0, 2], "schedule": SCHEDULE}
+    job = Job(stage="verbalization", settings=settings, inputs=inputs, output=str(chain.root / "unused"))
+    objective = VerbalizationObjective(job)
+    parts = {"student": objective._student.model, "norm": objective._readout.norm, "head": objective._readout.head}
+    before = {name: {k: v.clone() for k, v in part.state_dict().items()} for name, part in parts.items()}
+    verbalizers = {name: value.clone() for name, value in objective.trained_state().items()}
+    optimizer = make_optimizer(objective.parameters(), objective.schedule)
+    for sample in objective.samples[:3]:
+        objective(collate([objective.encoder.encode(sample)], objective.encoder.pad_id)).total.backward()
+        optimizer.step()
+    assert all(not torch.equal(value, verbalizers[name]) for name, value in objective.trained_state().items())
+    for name, part in parts.items():
+        assert all(torch.equal(value, before[name][key]) for key, value in part.state_dict().items()), name
+        assert all(parameter.grad is None for parameter in part.parameters()), name
 
 
 def test_interaction_trains_the_decoder_blocks_and_nothing_else(chain: Chain) -> None:
