@@ -41,7 +41,7 @@ def test_a_changed_field_is_named_with_both_values(run: Run) -> None:
     assert reasons("interaction.schedule.learning_rate=5e-5", "interaction.matching.strategy=bottom-1") == {
         "interaction": (
             "interaction.matching.strategy adaptive → bottom-1",
-            "interaction.schedule.learning_rate 0.001 → 5e-5",
+            "interaction.schedule.learning_rate 0.002 → 5e-5",
         ),
         "reinforcement": ("because interaction is",),
         "evaluation": ("because reinforcement is",),
@@ -51,7 +51,7 @@ def test_a_changed_field_is_named_with_both_values(run: Run) -> None:
 def test_a_chain_of_reasons_leads_to_the_change(run: Run) -> None:
     run(ALONE)
     changed = reasons("verbalization.schedule.steps=500")
-    assert changed["verbalization"] == ("verbalization.schedule.steps 400 → 500",)
+    assert changed["verbalization"] == ("verbalization.schedule.steps 300 → 500",)
     assert changed["precompute"] == ("because verbalization is",)
     assert changed["interaction"] == ("because verbalization is", "because precompute is")
 

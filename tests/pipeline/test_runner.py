@@ -59,7 +59,7 @@ def test_a_failure_after_a_change_still_explains_the_change(run: Run, executor: 
     run(ALONE, "interaction.schedule.steps=5")
     decisions = Session.open([ALONE, "interaction.schedule.steps=5"]).decide()
     (decision,) = [decision for decision in decisions if decision.node.key == "interaction"]
-    assert decision.reasons == ("interaction.schedule.steps 400 → 5",)
+    assert decision.reasons == ("interaction.schedule.steps 300 → 5",)
 
 
 def test_a_forced_stage_replaces_its_artifact(run: Run, executor: FakeExecutor) -> None:

@@ -79,7 +79,7 @@ def test_a_run_is_a_parent_with_a_child_for_every_stage(track: Callable[..., Run
     assert parent.data.metrics == {
         f"accuracy{suffix}": 0.65 for suffix in ("", ".teacher", ".backbone", ".sft", ".last-layer-kd")
     }
-    assert parent.data.params["interaction.schedule.learning_rate"] == "0.001"
+    assert parent.data.params["interaction.schedule.learning_rate"] == "0.002"
     assert runs.artifacts(parent) == {"config.yaml", "digits.html"}
     assert set(runs.children) == {node.key for node in Session.open([]).graph.nodes}
     assert {child.info.status for child in runs.children.values()} == {"FINISHED"}
