@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,9 @@ from stages.contract import Job, StageError, read_journal
 from stages.contract.artifact import work_folder
 from stages.contract.files import QUARANTINE_FILE, STATES_FOLDER
 from stages.contract.job import execute
+from stages.contract.settings import Schedule
+from stages.data.sample import read_samples
+from stages.training.order import Order
 from tests.stages import tiny
 from tests.stages.test_chain import FLOAT32, SCHEDULE, largest_difference
 
@@ -88,3 +93,28 @@ def test_a_workers_own_words_reach_the_caller_and_no_artifact_is_left(places: di
         run("reinforcement", places, output, 1, **settings)
     assert not output.exists()
     assert work_folder(output).exists()
+
+
+def test_a_failed_training_goes_on_from_its_checkpoint(places: dict[str, str], tmp_path: Path) -> None:
+    """The third of four steps fails; the next start keeps the first two, and ends like a run that never failed."""
+    schedule = SCHEDULE | {"batch_size": 3, "micro_batch_size": 3}
+    settings = {"model": FLOAT32, "schedule": schedule, "preprocessing": {"max_bad_fraction": 0.0}}
+    straight = run("reinforcement", places, tmp_path / "straight", 0, **settings)
+    samples, _ = read_samples(Path(places["samples"]))
+    order = Order(len(samples), Schedule(**schedule))
+    victim = tmp_path / "alone"
+    shutil.copytree(Path(places["samples"]).parent, victim)
+    lines = [json.loads(line) for line in (victim / "samples.jsonl").read_text().splitlines()]
+    lost = next(i for i in order.micro_batches(2)[0] if samples[i].images)
+    lines[lost]["images"] = [f"images/only-{name.partition('/')[2]}" for name in lines[lost]["images"]]
+    (victim / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    own = places | {"samples": str(victim / "samples.jsonl")}
+    with pytest.raises(StageError, match="cannot be read"):
+        run("reinforcement", own, tmp_path / "stopped", 1, **settings)
+    before = read_journal(work_folder(tmp_path / "stopped"))
+    assert [line["step"] for line in before] == [1, 2]
+    for image in samples[lost].images:
+        shutil.copy(image, victim / "images" / f"only-{image.name}")
+    resumed = run("reinforcement", own, tmp_path / "stopped", 1, **settings)
+    assert read_journal(resumed)[:2] == before
+    assert largest_difference(straight, resumed) < SAME_RESULT_TOLERANCE
