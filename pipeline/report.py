@@ -116,16 +116,22 @@ def _losses(present: Sequence[tuple[Node, Artifact]]) -> Iterator[str]:
 
 
 def _stages(present: Sequence[tuple[Node, Artifact]]) -> Iterator[str]:
-    """Every artifact with its time, size and fingerprint."""
+    """Every artifact with its time, the share of it that training waited for data, its size and fingerprint."""
     yield "<h2>Stages</h2>"
     rows = "".join(
         f"<tr><td>{escape(node.key)}</td><td>{artifact.manifest.duration_seconds:.1f}</td>"
+        f"<td>{_waiting(artifact)}</td>"
         f"<td>{sum(file.bytes for file in artifact.manifest.files) / 1e6:,.1f}</td>"
         f"<td><code>{escape(node.fingerprint)}</code></td></tr>"
         for node, artifact in present
     )
-    heads = "<tr><th>stage</th><th>seconds</th><th>MB</th><th>fingerprint</th></tr>"
+    heads = "<tr><th>stage</th><th>seconds</th><th>waiting for data, %</th><th>MB</th><th>fingerprint</th></tr>"
     yield f'<div class="wide"><table><thead>{heads}</thead>{rows}</table></div>'
+
+
+def _waiting(artifact: Artifact) -> str:
+    share = artifact.manifest.summary.get("waiting_share")
+    return "–" if share is None else f"{100 * share:.1f}"
 
 
 def _settings(present: Sequence[tuple[Node, Artifact]]) -> Iterator[str]:

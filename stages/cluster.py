@@ -123,13 +123,23 @@ def _with_ray_data(
     summaries = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         _ShardActor,  # type: ignore[arg-type]
         fn_constructor_args=(worker, job.model_dump_json()),
-        compute=ray.data.ActorPoolStrategy(size=min(resources.workers, len(shards))),
+        compute=_pool(resources.workers, len(shards)),
         num_cpus=resources.cpus_per_worker,
         num_gpus=resources.gpus_per_worker,
     )
     for row in summaries.iter_rows():
         summary = json.loads(row["summary"])
         yield ShardSummary(**{**summary, "bad": tuple(BadLine(**line) for line in summary["bad"])})
+
+
+def _pool(workers: int | tuple[int, int], shards: int) -> Any:
+    """As many actors as asked for, or as the cluster has within bounds; never more than shards."""
+    import ray
+
+    if isinstance(workers, int):
+        return ray.data.ActorPoolStrategy(size=min(workers, shards))
+    least, most = (min(count, shards) for count in workers)
+    return ray.data.ActorPoolStrategy(min_size=least, max_size=most)
 
 
 class _ShardActor:

@@ -31,15 +31,15 @@ from stages.contract.job import main
 from stages.contract.settings import InteractionSettings
 from stages.data.encoding import Batch
 from stages.data.sample import read_samples
-from stages.losses.divergence import Target, divergence, label_target, log_partition
-from stages.losses.layerwise import FeatureCosts, KLCosts, LayerCosts, matched_loss
+from stages.losses.divergence import Head, Target, divergence, label_target, partition
+from stages.losses.layerwise import FeatureCosts, KLCosts, LayerCosts, match_and_learn
 from stages.losses.matching import check_layer_counts
 from stages.models.backbone import Backbone
 from stages.models.readout import load_head
 from stages.models.student import prepare_for_training, save_student, train_decoder
-from stages.models.verbalizer import Verbalizers
+from stages.models.verbalizer import Verbalizers, VerbFFN
 from stages.training.launch import train
-from stages.training.objective import Loss, StudentObjective
+from stages.training.objective import Loss, StudentObjective, check_finite
 
 MATCHING_SHARE = 0.1
 """Share of the steps that the matching matrices at the start and at the end are counted over."""
@@ -56,32 +56,26 @@ class TeacherTargets:
         head, dtype = student.readout.head_rows(vocabulary), layout.fields[0].dtype
         self._codec: Codec = Moment(dtype, None, head)
         if layout.codec == Hidden.name:
-            self._codec = Hidden(dtype, load_head(folder / TEACHER_HEAD_FILE, student.device), head)
+            self._codec = Hidden(dtype, load_head(folder / TEACHER_HEAD_FILE, student.device))
         if self._codec.fields != layout.fields:
             raise StageError(
                 f"interaction: the cache holds {layout.fields} a token, this student needs {self._codec.fields}; "
                 "it was precomputed for another student"
             )
 
-    def fields(self, batch: Batch) -> list[list[Tensor]]:
-        """For each layer, the last one the head's input, one [N, width] tensor per field."""
-        device = batch.labels.device
-        layers = self.reader.fields(batch.sample_ids, batch.labels.cpu())
-        return [[tensor.to(device) for tensor in fields] for fields in layers]
-
-    def last(self, cached: list[list[Tensor]]) -> Target:
+    def last(self, batch: Batch, student: Head) -> Target:
         """The ordinary final output: moments [N, d]."""
-        return self._codec.decode(cached[-1])
+        return self._codec.decode(batch.cached[-1], student)
 
-    def intermediate(self, cached: list[list[Tensor]]) -> Target:
+    def intermediate(self, batch: Batch, student: Head) -> Target:
         """The target layers, stacked: moments [t_l, N, d]."""
-        decoded = [self._codec.decode(fields) for fields in cached[:-1]]
+        decoded = [self._codec.decode(fields, student) for fields in batch.cached[:-1]]
         moments, entropies, biases = zip(*decoded, strict=True)
         return Target(torch.stack(moments), torch.stack(entropies), None if biases[0] is None else torch.stack(biases))
 
-    def features(self, cached: list[list[Tensor]]) -> Tensor:
+    def features(self, batch: Batch) -> Tensor:
         """The verbalized states themselves, [t_l, N, d_t]; only the `hidden` codec keeps them."""
-        return torch.stack([fields[0].float() for fields in cached[:-1]])
+        return torch.stack([fields[0].float() for fields in batch.cached[:-1]])
 
 
 class InteractionObjective(StudentObjective):
@@ -89,32 +83,60 @@ class InteractionObjective(StudentObjective):
 
     def __init__(self, job: Job) -> None:
         settings = job.typed(InteractionSettings)
-        super().__init__(settings, job.inputs["student"])
+        super().__init__(job, settings)
         self._losses, self._matching = settings.losses, settings.matching
+        self.common_draws = settings.matching.sync
         train_decoder(self._student, settings.lora)
         prepare_for_training(self._student, self.schedule)
         self.model = self._student.model
-        self._head = self._student.readout.head_rows(self.encoder.real_vocabulary)
+        self._vocabulary = self.encoder.real_vocabulary
         self._teacher = self._open_targets(job)
+        self.cache = self._teacher.reader if self._teacher else None
         self.verbalizers = self._load_verbalizers(job)
         self.projections = self._make_projections()
+        if self._losses.last == "none" and self.verbalizers:
+            self._student.blocks[self.verbalizers.target_layers[-1] + 1 :].requires_grad_(False)
         samples, _ = read_samples(Path(job.inputs["samples"]))
-        self.samples = [s for s in samples if self._teacher is None or s.id in self._teacher.reader]
+        self.samples = [s for s in samples if self.cache is None or s.id in self.cache]
 
     def forward(self, batch: Batch) -> Loss:
         """Loss of the intermediate layers and of the last one."""
         blocks = self.verbalizers.target_layers if self.verbalizers else ()
         states = self._student.states(batch, blocks)
-        cached = self._teacher.fields(batch) if self._teacher else []
-        parts: dict[str, Tensor] = {}
-        notes: dict[str, Any] = {}
+        head = self._student.readout.head_rows(self._vocabulary)
+        sums: dict[str, Tensor] = {}
+        losses: list[Tensor] = []
         if self.verbalizers:
             said = self.verbalizers(states.targets, self._student.norm)
-            parts["loss_intermediate"], notes = self._intermediate(said, cached, batch)
+            names = [f"block {block}" for block in blocks]
+            of_layers, sums = self._intermediate(said, head, batch, names)
+            check_finite(of_layers, names, batch)
+            losses += of_layers.sum(dim=1)
         if self._losses.last != "none":
-            target = self._teacher.last(cached) if self._teacher and self._losses.last == "kl" else self._labels(batch)
-            parts["loss_last"] = self._losses.last_weight * self._divergence(states.last, target)
-        return Loss(torch.stack(list(parts.values())).sum(), parts, notes)
+            by_kl = self._teacher is not None and self._losses.last == "kl"
+            target = self._teacher.last(batch, head) if self._teacher and by_kl else label_target(batch.labels, head)
+            of_last = self._losses.last_weight * self._divergence(states.last[None], head, target)
+            check_finite(of_last, ["last"], batch)
+            losses += of_last.sum(dim=1)
+        layers = torch.stack(losses)
+        return Loss(layers.sum(), {"loss_by_layer": layers, **sums})
+
+    def derive(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Each student layer's cheapest, mean and dearest teacher layer, and the mean place of its matches."""
+        if "kl" not in means:
+            return {}
+        kl, shares = means["kl"], means["matches"]
+        places = torch.arange(shares.shape[1], dtype=shares.dtype, device=shares.device)
+        return {
+            "kl_lowest": kl.amin(dim=1),
+            "kl_mean": kl.mean(dim=1),
+            "kl_highest": kl.amax(dim=1),
+            "match_mean": shares @ places,
+        }
+
+    def sharded_classes(self) -> list[str]:
+        """The decoder's blocks and the verb-FFNs."""
+        return [*super().sharded_classes(), *([VerbFFN.__name__] if self.verbalizers else [])]
 
     def save(self, work: Path) -> dict[str, Any]:
         """Write the student, its verbalizers and how the layers were matched."""
@@ -126,40 +148,38 @@ class InteractionObjective(StudentObjective):
         self.verbalizers.save(work / STUDENT_VERBALIZERS_FILE)
         summary["student_target_layers"] = list(self.verbalizers.target_layers)
         if self._teacher and "matches" in lines[-1]:
-            shape = (len(self.verbalizers.target_layers), len(self._teacher.blocks))
             share = max(1, round(MATCHING_SHARE * len(lines)))
             summary["teacher_target_layers"] = self._teacher.blocks
-            summary["matching_start"] = matching_matrix(lines[:share], *shape)
-            summary["matching_end"] = matching_matrix(lines[-share:], *shape)
+            summary["matching_start"] = mean_matrix([line["matches"] for line in lines[:share]])
+            summary["matching_end"] = mean_matrix([line["matches"] for line in lines[-share:]])
         return summary
 
     def _intermediate(
-        self, said: list[Tensor], cached: list[list[Tensor]], batch: Batch
-    ) -> tuple[Tensor, dict[str, Any]]:
+        self, said: list[Tensor], head: Head, batch: Batch, names: list[str]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """[layers, N] losses, and what the journal gets beside them."""
         if self._losses.intermediate == "ce":
-            target = self._labels(batch)
-            return torch.stack([self._divergence(x, target) for x in said]).sum(), {}
-        costs = self._costs(said, cached)
-        try:
-            loss, matches = matched_loss(costs, batch.rows, batch.sample_ids, self._matching, self.generator)
-        except ValueError as error:
-            raise StageError(str(error)) from error
-        return loss, {"matches": matches.tolist()}
+            return self._divergence(torch.stack(said), head, label_target(batch.labels, head)), {}
+        costs = self._costs(said, head, batch)
+        all_pairs = costs.all_pairs()
+        check_finite(all_pairs.sum(dim=1), names, batch)
+        losses, shares = match_and_learn(
+            costs, all_pairs, batch.rows, self._matching, self.generator, counts=batch.counts
+        )
+        return losses, {"kl": all_pairs.sum(dim=2), "matches": shares}
 
-    def _costs(self, said: list[Tensor], cached: list[list[Tensor]]) -> LayerCosts:
+    def _costs(self, said: list[Tensor], head: Head, batch: Batch) -> LayerCosts:
         if self._teacher is None:
             raise StageError(f"interaction: losses.intermediate `{self._losses.intermediate}` needs a teacher")
         if self.projections is None:
-            return KLCosts(said, self._head, self._teacher.intermediate(cached))
+            teacher = self._teacher.intermediate(batch, head)
+            return KLCosts(said, head, teacher, chunk_bytes=self.schedule.logits_chunk_bytes)
         projected = [project(x.float()) for project, x in zip(self.projections, said, strict=True)]
-        return FeatureCosts(projected, self._teacher.features(cached))
+        return FeatureCosts(projected, self._teacher.features(batch))
 
-    def _divergence(self, x: Tensor, target: Target) -> Tensor:
-        x = x.float()
-        return divergence(x, log_partition(x, self._head), target).sum()
-
-    def _labels(self, batch: Batch) -> Target:
-        return label_target(batch.labels, self._head)
+    def _divergence(self, x: Tensor, head: Head, target: Target) -> Tensor:
+        """[layers, N] of [layers, N, d] head inputs against one target."""
+        return divergence(x, partition(x, head, chunk_bytes=self.schedule.logits_chunk_bytes), target)
 
     def _open_targets(self, job: Job) -> TeacherTargets | None:
         if not self._losses.need_teacher:
@@ -190,15 +210,9 @@ class InteractionObjective(StudentObjective):
         return nn.ModuleList(maps).to(self._student.device)
 
 
-def matching_matrix(lines: list[dict[str, Any]], student_layers: int, teacher_layers: int) -> list[list[float]]:
-    """How often each student layer chose each teacher layer in some journal lines: rows sum to 1."""
-    counts = torch.zeros(student_layers, teacher_layers)
-    for line in lines:
-        for matches in line["matches"]:
-            chosen = torch.tensor(matches)
-            for layer in range(student_layers):
-                counts[layer] += torch.bincount(chosen[:, layer].flatten(), minlength=teacher_layers)
-    return (counts / counts.sum(dim=1, keepdim=True)).tolist()
+def mean_matrix(matrices: list[list[list[float]]]) -> list[list[float]]:
+    """The mean of the matching shares of some steps; rows sum to 1."""
+    return torch.tensor(matrices, dtype=torch.float64).mean(dim=0).tolist()
 
 
 def run(job: Job, work: Path) -> dict[str, Any]:

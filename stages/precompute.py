@@ -39,7 +39,7 @@ from stages.contract.settings import PrecomputeSettings
 from stages.data.encoding import Encoded, Encoder, encode_all
 from stages.data.sample import BadLine, Sample, read_samples
 from stages.losses.divergence import Head
-from stages.models.backbone import Backbone, States, default_device, load_processor
+from stages.models.backbone import States, default_device, load_processor
 from stages.models.readout import Readout, save_head
 from stages.models.teacher import Teacher
 from stages.models.verbalizer import Verbalizers
@@ -60,7 +60,8 @@ class PrecomputeWorker:
         self._readout = Readout.load(Path(job.inputs["capture"]) / READOUT_FOLDER, loading).to(self._device)
         vocabulary = self._encoder.real_vocabulary
         self._teacher_head = self._readout.head_rows(vocabulary)
-        student_head = Backbone.load(job.inputs["student"], loading).readout.head_rows(vocabulary)
+        student = Readout.of_checkpoint(job.inputs["student"], loading).to(self._device)
+        student_head = student.head_rows(vocabulary)
         self._codec = make_codec(self._settings, self._teacher_head, student_head)
         columns = self._captured.layout.layers if self._settings.layers == "all" else (LAST_LAYER,)
         self._layout = Layout(self._codec.name, columns, self._codec.fields)
@@ -112,7 +113,7 @@ class PrecomputeWorker:
 def make_codec(settings: PrecomputeSettings, teacher: Head, student: Head) -> Codec:
     """The codec that the settings name, for a pair of heads."""
     dtype = getattr(torch, settings.dtype)
-    return Moment(dtype, teacher, student) if settings.codec == Moment.name else Hidden(dtype, teacher, student)
+    return Moment(dtype, teacher, student) if settings.codec == Moment.name else Hidden(dtype, teacher)
 
 
 def run(job: Job, work: Path) -> dict[str, Any]:

@@ -15,16 +15,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from stages.contract import Job, read_journal
 from stages.contract.job import main
 from stages.contract.settings import ReinforcementSettings
 from stages.data.encoding import Batch
 from stages.data.sample import read_samples
+from stages.losses.divergence import trained_cross_entropy
 from stages.models.student import prepare_for_training, save_student, train_language_model
 from stages.training.launch import train
-from stages.training.objective import Loss, StudentObjective
+from stages.training.objective import Loss, StudentObjective, check_finite
 
 
 class ReinforcementObjective(StudentObjective):
@@ -32,7 +31,7 @@ class ReinforcementObjective(StudentObjective):
 
     def __init__(self, job: Job) -> None:
         settings = job.typed(ReinforcementSettings)
-        super().__init__(settings, job.inputs["student"])
+        super().__init__(job, settings)
         train_language_model(self._student, settings.lora)
         prepare_for_training(self._student, self.schedule)
         self.model = self._student.model
@@ -40,8 +39,16 @@ class ReinforcementObjective(StudentObjective):
 
     def forward(self, batch: Batch) -> Loss:
         """Next-token cross-entropy over the real token ids."""
-        logits = self._student.head(self._student.states(batch, ()).last)[:, : self.encoder.real_vocabulary]
-        return Loss(torch.nn.functional.cross_entropy(logits.float(), batch.labels, reduction="sum"), {})
+        last = self._student.states(batch, ()).last
+        total, losses = trained_cross_entropy(
+            last.bfloat16() if self.autocast else last,
+            self._student.readout.trained_head(),
+            batch.labels,
+            vocabulary=self.encoder.real_vocabulary,
+            chunk_bytes=self.schedule.logits_chunk_bytes,
+        )
+        check_finite(losses[None], ["last"], batch)
+        return Loss(total, {})
 
     def save(self, work: Path) -> dict[str, Any]:
         """Export the student."""

@@ -11,6 +11,7 @@ backward pass enters a backbone; teacher and student share the loop only because
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,30 +32,31 @@ from stages.contract.job import main
 from stages.contract.settings import VerbalizationSettings, resolve_target_layers
 from stages.data.encoding import Batch
 from stages.data.sample import read_samples
-from stages.losses.divergence import Head, divergence, label_target, log_partition
+from stages.losses.divergence import Head, divergence, label_target, partition
 from stages.models.backbone import default_device
 from stages.models.readout import Readout
-from stages.models.verbalizer import Verbalizers
+from stages.models.verbalizer import Verbalizers, VerbFFN
 from stages.training.launch import train
-from stages.training.objective import Loss, StudentObjective
+from stages.training.objective import Loss, StudentObjective, check_finite
 
 
 class VerbalizationObjective(StudentObjective):
     """Cross-entropy of every verbalizer of both models against the response."""
 
+    student_is_sharded = False
+
     def __init__(self, job: Job) -> None:
         settings = job.typed(VerbalizationSettings)
-        super().__init__(settings, job.inputs["student"])
-        self._captured = CacheReader(Path(job.inputs["capture"]) / STATES_FOLDER)
+        super().__init__(job, settings)
+        self.cache = CacheReader(Path(job.inputs["capture"]) / STATES_FOLDER)
         samples, _ = read_samples(Path(job.inputs["samples"]))
-        self.samples = [sample for sample in samples if sample.id in self._captured]
+        self.samples = [sample for sample in samples if sample.id in self.cache]
         self._student.model.requires_grad_(False)
         self._readout = Readout.load(Path(job.inputs["capture"]) / READOUT_FOLDER, settings.model).to(default_device())
-        columns = self._captured.layout.layers
-        teacher_layers = [column_block(column) for column in columns if column != LAST_LAYER]
+        layout = self.cache.layout
+        teacher_layers = [column_block(column) for column in layout.layers if column != LAST_LAYER]
         student_layers = resolve_target_layers(settings.target_layers, len(self._student.blocks))
-        teacher_width = self._captured.layout.fields[0].width
-        self.teacher_verbalizers = Verbalizers(teacher_layers, teacher_width, settings.verbalizer)
+        self.teacher_verbalizers = Verbalizers(teacher_layers, layout.fields[0].width, settings.verbalizer)
         self.student_verbalizers = Verbalizers(student_layers, self._student.width, settings.verbalizer)
         vocabulary = self.encoder.real_vocabulary
         self._teacher_head = self._readout.head_rows(vocabulary)
@@ -62,17 +64,30 @@ class VerbalizationObjective(StudentObjective):
 
     def forward(self, batch: Batch) -> Loss:
         """Sum of all layers' cross-entropies."""
-        layers = self._captured.fields(batch.sample_ids, batch.labels)
-        teacher_states = [fields[0].to(batch.labels.device) for fields in layers[:-1]]
+        teacher_states = [fields[0] for fields in batch.cached[:-1]]
         with torch.no_grad():
             student_states = self._student.states(batch, self.student_verbalizers.target_layers).targets
-        teacher = verbalized_cross_entropy(
-            self.teacher_verbalizers(teacher_states, self._readout.norm), batch.labels, self._teacher_head
+        teacher = self._cross_entropy(
+            "teacher", self.teacher_verbalizers, teacher_states, self._readout, self._teacher_head, batch
         )
-        student = verbalized_cross_entropy(
-            self.student_verbalizers(student_states, self._student.norm), batch.labels, self._student_head
+        student = self._cross_entropy(
+            "student", self.student_verbalizers, student_states, self._student.readout, self._student_head, batch
         )
-        return Loss(teacher.sum() + student.sum(), {"ce_teacher": teacher.detach(), "ce_student": student.detach()})
+        return Loss(teacher.sum() + student.sum(), {"ce_teacher": teacher, "ce_student": student})
+
+    def sharded_classes(self) -> list[str]:
+        """The verb-FFNs; the frozen student is whole on every worker."""
+        return [VerbFFN.__name__]
+
+    def _cross_entropy(
+        self, side: str, verbalizers: Verbalizers, states: Sequence[Tensor], readout: Readout, head: Head, batch: Batch
+    ) -> Tensor:
+        """[layers], summed over tokens."""
+        said = torch.stack(verbalizers(states, readout.norm))
+        passed = partition(said, head, chunk_bytes=self.schedule.logits_chunk_bytes)
+        losses = divergence(said, passed, label_target(batch.labels, head))
+        check_finite(losses, [f"{side} block {block}" for block in verbalizers.target_layers], batch)
+        return losses.sum(dim=1)
 
     def save(self, work: Path) -> dict[str, Any]:
         """Write both models' verbalizers."""
@@ -85,12 +100,6 @@ class VerbalizationObjective(StudentObjective):
             **{name: last[name] for name in ("loss", "ce_teacher", "ce_student")},
             "steps": last["step"],
         }
-
-
-def verbalized_cross_entropy(inputs: list[Tensor], labels: Tensor, head: Head) -> Tensor:
-    """Cross-entropy of every layer, summed over tokens: one [N, d] head input per layer to [layers]."""
-    target = label_target(labels, head)
-    return torch.stack([divergence(x, log_partition(x, head), target).sum() for x in inputs])
 
 
 def run(job: Job, work: Path) -> dict[str, Any]:

@@ -55,9 +55,24 @@ def cross_entropy(log_q: Array, labels: ArrayLike) -> Array:
 
 def cross_entropy_gradient(log_q: Array, labels: ArrayLike, weight: ArrayLike) -> Array:
     """Gradient in the head's input: (q - onehot) W; [N, D]."""
+    return _without_label(log_q, labels) @ np.asarray(weight, np.float64)[: log_q.shape[-1]]
+
+
+def cross_entropy_weight_gradient(log_q: Array, labels: ArrayLike, x: ArrayLike) -> Array:
+    """Gradient of the sum over tokens in the head's real rows: (q - onehot)^T x; [V, D]."""
+    return _without_label(log_q, labels).T @ np.asarray(x, np.float64)
+
+
+def cross_entropy_bias_gradient(log_q: Array, labels: ArrayLike) -> Array:
+    """Gradient of the sum over tokens in the head's real biases: the sum of q - onehot; [V]."""
+    return _without_label(log_q, labels).sum(axis=0)
+
+
+def _without_label(log_q: Array, labels: ArrayLike) -> Array:
+    """q - onehot, the gradient of cross-entropy in the logits; [N, V]."""
     difference = np.exp(log_q)
     difference[np.arange(len(log_q)), np.asarray(labels)] -= 1.0
-    return difference @ np.asarray(weight, np.float64)[: log_q.shape[-1]]
+    return difference
 
 
 def rms_norm(x: ArrayLike, weight: ArrayLike, eps: float) -> Array:

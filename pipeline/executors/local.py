@@ -101,7 +101,7 @@ def _start_ray(settings: Execution) -> str:
     import ray
 
     workers = [settings.resources_of(stage) for stage in STAGES]
-    largest = max(resources.workers * resources.cpus_per_worker for resources in workers)
+    largest = max(resources.most_workers * resources.cpus_per_worker for resources in workers)
     cpus = settings.cpus or max(os.cpu_count() or 1, ceil(settings.parallel_stages * (largest + 1)))
     ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     return str(ray.get_runtime_context().gcs_address)

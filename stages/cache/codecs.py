@@ -44,7 +44,7 @@ class Codec(Protocol):
     def encode(self, x_teacher: Tensor) -> list[Tensor]:
         """[N, d_t] to one [N, width] tensor per field."""
 
-    def decode(self, fields: Sequence[Tensor]) -> Target:
+    def decode(self, fields: Sequence[Tensor], student: Head) -> Target:
         """One [N, width] tensor per field to a target for the student's head."""
 
 
@@ -53,10 +53,9 @@ class Hidden:
 
     name = "hidden"
 
-    def __init__(self, dtype: torch.dtype, teacher: Head, student: Head) -> None:
+    def __init__(self, dtype: torch.dtype, teacher: Head) -> None:
         self._dtype = dtype
         self._teacher = teacher
-        self._student = student
 
     @property
     def fields(self) -> tuple[Field, ...]:
@@ -67,9 +66,9 @@ class Hidden:
         """The states as they are."""
         return [x_teacher]
 
-    def decode(self, fields: Sequence[Tensor]) -> Target:
+    def decode(self, fields: Sequence[Tensor], student: Head) -> Target:
         """Apply the teacher's head now."""
-        return moment_target(fields[0].to(self._teacher.weight.dtype), self._teacher, self._student)
+        return moment_target(fields[0].to(self._teacher.weight.dtype), self._teacher, student)
 
 
 class Moment:
@@ -98,8 +97,8 @@ class Moment:
         scalars = [value[:, None] for value in (target.entropy, target.bias_mean) if value is not None]
         return [target.moment, *scalars]
 
-    def decode(self, fields: Sequence[Tensor]) -> Target:
-        """As it was kept."""
+    def decode(self, fields: Sequence[Tensor], student: Head) -> Target:
+        """As it was kept, for the same student."""
         moment, entropy, *bias = fields
         return Target(moment.float(), entropy[:, 0], bias[0][:, 0] if bias else None)
 

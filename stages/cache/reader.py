@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +19,7 @@ ROW_GROUPS_IN_MEMORY = 256
 
 
 class CacheReader:
-    """Random access to the rows of all shards in a folder.
+    """Random access to the rows of all shards in a folder, from any thread.
 
     Attributes:
         layout: of every shard.
@@ -41,6 +42,7 @@ class CacheReader:
             raise ArtifactError(f"{folder}: expected shards of one layout, found {len(layouts)} shards")
         self.layout = layouts[0]
         self._group = lru_cache(ROW_GROUPS_IN_MEMORY)(self._read_group)
+        self._lock = threading.Lock()
 
     def __contains__(self, sample_id: str) -> bool:
         return sample_id in self._places
@@ -104,4 +106,5 @@ class CacheReader:
 
     def _read_group(self, file: int, group: int) -> list[Row]:
         path, parquet = self._files[file]
-        return read_rows(parquet, group, self.layout, path)
+        with self._lock:
+            return read_rows(parquet, group, self.layout, path)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
 
@@ -72,7 +72,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "verbalization",
-            1,
+            2,
             "train a verbalizer on every target layer of teacher and student (step 1)",
             s.VerbalizationSettings,
             ("capture", "student", "samples"),
@@ -87,7 +87,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "interaction",
-            1,
+            2,
             "train the student's decoder against the teacher's verbalized layers (step 2)",
             s.InteractionSettings,
             ("student", "samples", "verbalization", "precompute"),
@@ -95,7 +95,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "reinforcement",
-            1,
+            2,
             "finetune the whole distilled student on the responses (step 3), export it",
             s.ReinforcementSettings,
             ("student", "samples"),
@@ -116,12 +116,26 @@ class Resources(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    workers: int = Field(default=1, ge=0)
-    """Ray Train workers, or the actors of a Ray Data stage; 0 runs in the stage's own process."""
+    workers: Annotated[int, Field(ge=0)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = 1
+    """Ray Train workers, or the actors of a Ray Data stage; 0 runs in the stage's own process, and
+    (least, most) takes what the cluster has."""
     cpus_per_worker: float = Field(default=1, gt=0)
     gpus_per_worker: float = Field(default=0, ge=0)
+    parallelism: Literal["ddp", "fsdp"] = "ddp"
+    """Several training workers each hold the whole student (`ddp`), or a share of it (`fsdp`)."""
     max_failures: int = Field(default=0, ge=0)
     """How often Ray Train restarts lost workers from the last checkpoint."""
+
+    @model_validator(mode="after")
+    def _least_before_most(self) -> Resources:
+        if isinstance(self.workers, tuple) and self.workers[0] > self.workers[1]:
+            raise ValueError(f"workers: the least, {self.workers[0]}, is more than the most, {self.workers[1]}")
+        return self
+
+    @property
+    def most_workers(self) -> int:
+        """How many there are at most."""
+        return self.workers[1] if isinstance(self.workers, tuple) else self.workers
 
 
 class Job(BaseModel):

@@ -78,6 +78,8 @@ class ModelLoading(Settings):
     """How a checkpoint is loaded: passed through to `from_pretrained`."""
 
     dtype: Dtype = "bfloat16"
+    """What the model computes in. Parameters that are trained are kept in float32, and a bfloat16 model
+    is then trained under autocast."""
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3"] | None = None
     quantization: Literal["int8", "int4"] | None = None
     """bitsandbytes quantization of the weights; needs an NVIDIA GPU."""
@@ -109,18 +111,30 @@ class Schedule(Settings):
     epochs: float = Field(default=1.0, gt=0)
     batch_size: int = Field(default=512, ge=1)
     """Samples of one optimizer step over all workers."""
-    micro_batch_size: int = Field(default=8, ge=1)
-    """Samples of one forward pass of one worker; the matching draws once for each."""
+    micro_batch_tokens: int = Field(default=8192, ge=1)
+    """Padded tokens of one forward pass of one worker: its samples times the longest of them. A step's
+    samples are grouped by length; the matching draws once for each forward pass."""
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    """At most so many samples in one forward pass."""
     learning_rate: float = Field(default=1e-4, gt=0)
     final_learning_rate: float = Field(default=1e-6, ge=0)
     warmup_steps: int = Field(default=0, ge=0)
     weight_decay: float = Field(default=0.0, ge=0)
     max_gradient_norm: float | None = Field(default=1.0, gt=0)
     gradient_checkpointing: bool = False
-    autocast: Literal["none", "bfloat16"] = "none"
+    """Keeps one state a block and computes the rest again in the backward pass."""
     seed: int = 0
     """Order of the samples, initialisation and every random draw of the stage."""
     checkpoint_every_steps: Annotated[int, Incidental()] = Field(default=500, ge=1)
+    loader_threads: Annotated[int, Incidental()] = Field(default=1, ge=1)
+    """Threads that read, decode and encode the coming steps' samples while a step runs."""
+    logits_chunk_mb: Annotated[int, Incidental()] = Field(default=64, ge=1)
+    """Memory for the logits that exist at one time, MiB."""
+
+    @property
+    def logits_chunk_bytes(self) -> int:
+        """The same in bytes."""
+        return self.logits_chunk_mb * 2**20
 
 
 class Verbalizer(Settings):
@@ -162,6 +176,14 @@ class Matching(Settings):
     """[D] Over response tokens, for the draw only; with `sum` the draw is the argmin from the first step on."""
     per_sample: bool = False
     """[D] One draw for each sample instead of one for each micro-batch."""
+    sync: bool = False
+    """[D] With several workers: one draw for all, from the KL over all their tokens, instead of one for each."""
+
+    @model_validator(mode="after")
+    def _one_way_to_group(self) -> Matching:
+        if self.sync and self.per_sample:
+            raise ValueError("matching.sync makes one draw for all workers, matching.per_sample one for each sample")
+        return self
 
 
 class Losses(Settings):
@@ -215,7 +237,7 @@ class PrecomputeSettings(Settings):
     """Cache what every teacher layer says about every response token."""
 
     model: ModelLoading = ModelLoading()
-    """Of the teacher; used only for samples that were not captured."""
+    """Of the teacher; it is loaded only for samples that were not captured."""
     preprocessing: Preprocessing = Preprocessing()
     codec: Literal["moment", "hidden"] = "moment"
     dtype: Dtype = "bfloat16"

@@ -7,8 +7,10 @@ that turn, the end-of-turn token included; only those tokens carry loss (METHOD 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from copy import copy, deepcopy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -55,6 +57,8 @@ class Batch:
         inputs: what the model's forward takes; `input_ids` is [B, T].
         rows, positions: [N] int64; the hidden state at (rows[n], positions[n]) predicts labels[n].
         labels: [N] int64, response tokens of all samples one after the other.
+        cached: the teacher's side: for each cached layer one [N, width] tensor per field.
+        counts: False for a micro-batch that is repeated only because other workers have more.
     """
 
     sample_ids: tuple[str, ...]
@@ -62,11 +66,19 @@ class Batch:
     rows: Tensor
     positions: Tensor
     labels: Tensor
+    cached: Sequence[Sequence[Tensor]] = ()
+    counts: bool = True
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
-        return Batch(self.sample_ids, inputs, *(t.to(device) for t in (self.rows, self.positions, self.labels)))
+        return replace(
+            self,
+            inputs={name: tensor.to(device) for name, tensor in self.inputs.items()},
+            rows=self.rows.to(device),
+            positions=self.positions.to(device),
+            labels=self.labels.to(device),
+            cached=[[tensor.to(device) for tensor in layer] for layer in self.cached],
+        )
 
 
 class Encoder:
@@ -76,8 +88,7 @@ class Encoder:
         """Encoded samples are kept up to `memory_bytes`, so that a second epoch of a small set decodes nothing."""
         self.processor = processor
         self._settings = settings
-        self._memory: dict[str, Encoded] = {}
-        self._memory_left = memory_bytes
+        self._memory = _Memory(memory_bytes)
         self._limits = {
             name: value
             for name, value in (("max_pixels", settings.max_pixels), ("min_pixels", settings.min_pixels))
@@ -102,13 +113,17 @@ class Encoder:
             BadSample: a picture cannot be used, the sample is too long, or its response tokens do
                 not decode to the responses.
         """
-        if sample.id in self._memory:
-            return self._memory[sample.id]
-        encoded = self._encode(sample)
-        if encoded.num_bytes <= self._memory_left:
-            self._memory[sample.id] = encoded
-            self._memory_left -= encoded.num_bytes
+        encoded = self._memory.get(sample.id)
+        if encoded is None:
+            encoded = self._encode(sample)
+            self._memory.keep(encoded)
         return encoded
+
+    def for_another_thread(self) -> Encoder:
+        """An encoder with a processor of its own and the same memory."""
+        other = copy(self)
+        other.processor = deepcopy(self.processor)
+        return other
 
     def _encode(self, sample: Sample) -> Encoded:
         text = self._render(sample.messages)
@@ -152,6 +167,24 @@ class Encoder:
         decoded = self.processor.tokenizer.decode(response_ids, skip_special_tokens=True)
         if "".join(decoded.split()) != "".join("".join(sample.responses).split()):
             raise BadSample(f"the response tokens decode to {decoded!r}, not to the responses")
+
+
+class _Memory:
+    """Encoded samples by id, up to a number of bytes; several threads may use it."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self._left = num_bytes
+        self._kept: dict[str, Encoded] = {}
+        self._lock = threading.Lock()
+
+    def get(self, sample_id: str) -> Encoded | None:
+        return self._kept.get(sample_id)
+
+    def keep(self, encoded: Encoded) -> None:
+        with self._lock:
+            if encoded.num_bytes <= self._left and encoded.sample.id not in self._kept:
+                self._kept[encoded.sample.id] = encoded
+                self._left -= encoded.num_bytes
 
 
 def encode_all(encoder: Encoder, samples: Iterable[Sample]) -> tuple[list[Encoded], list[BadLine]]:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from stages.contract.settings import Matching
-from stages.losses.divergence import Head, Target, divergence, log_partition
+from stages.losses.divergence import CHUNK_BYTES, Head, Target, divergence, partition, prices
 from stages.losses.matching import match_layers
 
 
@@ -19,33 +20,32 @@ class LayerCosts(Protocol):
     def all_pairs(self) -> Tensor:
         """[t_s, t_l, N] float32 without gradient."""
 
-    def pair(self, student_layer: int, teacher_layer: Tensor) -> Tensor:
-        """[N] with gradient for the student, token n against teacher layer `teacher_layer[n]`."""
+    def matched(self, teacher_layer: Tensor) -> Tensor:
+        """[t_s, N] with gradient for the student; token n of layer i against `teacher_layer[i, n]`."""
 
 
 class KLCosts:
-    """KL(teacher layer || student layer), every pair from one pass over the vocabulary per student layer."""
+    """KL(teacher layer || student layer), every pair from one pass over the vocabulary."""
 
-    def __init__(self, said: Sequence[Tensor], head: Head, teacher: Target) -> None:
+    def __init__(self, said: Sequence[Tensor], head: Head, teacher: Target, *, chunk_bytes: int = CHUNK_BYTES) -> None:
         """`said`: one [N, d] head input per student layer; `teacher`: moments [t_l, N, d]."""
-        self._said = [x.float() for x in said]
+        self._said = torch.stack(list(said))
         self._teacher = teacher
-        self._log_z = [log_partition(x, head) for x in self._said]
+        self._partition = partition(self._said, head, chunk_bytes=chunk_bytes)
 
-    @torch.no_grad()
     def all_pairs(self) -> Tensor:
         """[t_s, t_l, N], nats."""
-        return torch.stack([divergence(x, z, self._teacher) for x, z in zip(self._said, self._log_z, strict=True)])
+        return prices(self._said, self._partition, self._teacher)
 
-    def pair(self, student_layer: int, teacher_layer: Tensor) -> Tensor:
-        """[N], nats."""
+    def matched(self, teacher_layer: Tensor) -> Tensor:
+        """[t_s, N], nats."""
         bias = self._teacher.bias_mean
         chosen = Target(
             _at(self._teacher.moment, teacher_layer),
             _at(self._teacher.entropy, teacher_layer),
             None if bias is None else _at(bias, teacher_layer),
         )
-        return divergence(self._said[student_layer], self._log_z[student_layer], chosen)
+        return divergence(self._said, self._partition, chosen)
 
 
 class FeatureCosts:
@@ -53,7 +53,7 @@ class FeatureCosts:
 
     def __init__(self, projected: Sequence[Tensor], teacher: Tensor) -> None:
         """`projected`: one [N, d_t] tensor per student layer; `teacher`: [t_l, N, d_t]."""
-        self._projected = projected
+        self._projected = torch.stack(list(projected))
         self._teacher = teacher
 
     @torch.no_grad()
@@ -61,60 +61,63 @@ class FeatureCosts:
         """[t_s, t_l, N]."""
         return torch.stack([(x - self._teacher).square().mean(dim=-1) for x in self._projected])
 
-    def pair(self, student_layer: int, teacher_layer: Tensor) -> Tensor:
-        """[N]."""
-        return (self._projected[student_layer] - _at(self._teacher, teacher_layer)).square().mean(dim=-1)
+    def matched(self, teacher_layer: Tensor) -> Tensor:
+        """[t_s, N]."""
+        return (self._projected - _at(self._teacher, teacher_layer)).square().mean(dim=-1)
 
 
-def matched_loss(
-    costs: LayerCosts, rows: Tensor, sample_ids: Sequence[str], settings: Matching, generator: torch.Generator
+def match_and_learn(
+    costs: LayerCosts,
+    all_pairs: Tensor,
+    rows: Tensor,
+    settings: Matching,
+    generator: torch.Generator,
+    *,
+    counts: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Match layers and sum the matched costs over layers and tokens (METHOD §3).
+    """Match layers on the costs of their tokens and learn from the matches (METHOD §3).
+
+    Under data parallelism each worker draws for its own micro-batch from its own costs. With
+    `matching.sync` costs are averaged over all workers' tokens, and the draw, made everywhere with
+    the same random numbers, is one for all: k workers match as one worker with their k micro-batches
+    in one would.
 
     Args:
         costs: of t_s student and t_l teacher layers on N tokens.
+        all_pairs: [t_s, t_l, N], those of all pairs.
         rows: [N] int64, the sample of each token.
-        sample_ids: of the batch's samples.
         settings: of the matching.
         generator: on the CPU.
+        counts: False for a micro-batch that fills up a worker's step and has no say in a common draw.
 
     Returns:
-        The loss, a scalar with gradient, and the matches [G, t_s, count]; G is 1, or the number of
-        samples with `per_sample`. Of several matches of one layer the mean is taken.
-
-    Raises:
-        ValueError: a cost is NaN or infinite; the samples are named.
+        Losses [t_s, N] with gradient, of several matches of one layer the mean; and how many of the N
+        tokens learn from each pair, [t_s, t_l].
     """
-    prices = costs.all_pairs()
-    _check_finite(prices, rows, sample_ids)
     groups = rows if settings.per_sample else torch.zeros_like(rows)
-    matches = match_layers(_by_group(prices, groups, settings), settings, generator)
-    of_token = matches.to(rows.device)[groups]
-    _, student_layers, count = matches.shape
-    losses = [costs.pair(i, of_token[:, i, k]).sum() / count for i in range(student_layers) for k in range(count)]
-    return torch.stack(losses).sum(), matches
+    sizes = torch.bincount(groups)
+    matches = match_layers(_by_group(all_pairs, groups, sizes, settings, counts), settings, generator).to(rows.device)
+    of_token = matches[groups].permute(2, 1, 0)
+    losses = torch.stack([costs.matched(layer) for layer in of_token]).mean(dim=0)
+    chosen = torch.nn.functional.one_hot(matches, all_pairs.shape[1]).float().mean(dim=2)
+    return losses, (sizes[:, None, None] * chosen).sum(dim=0)
 
 
-def _by_group(prices: Tensor, groups: Tensor, settings: Matching) -> Tensor:
-    """[t_s, t_l, N] prices, summed or averaged over each group's tokens, to [G, t_s, t_l]."""
-    count = int(groups.max()) + 1
-    sums = prices.new_zeros(count, *prices.shape[:2]).index_add_(0, groups, prices.permute(2, 0, 1))
-    if settings.reduction == "sum":
-        return sums
-    return sums / torch.bincount(groups, minlength=count)[:, None, None]
+def _by_group(costs: Tensor, groups: Tensor, sizes: Tensor, settings: Matching, counts: bool) -> Tensor:
+    """[t_s, t_l, N] costs, summed or averaged over each group's tokens, to [G, t_s, t_l]."""
+    sums = costs.new_zeros(len(sizes), *costs.shape[:2]).index_add_(0, groups, costs.permute(2, 0, 1))
+    tokens = sizes.float()
+    if settings.sync and dist.is_initialized():
+        sums, tokens = _sum_over_workers(sums * counts, tokens * counts)
+    return sums if settings.reduction == "sum" else sums / tokens[:, None, None]
 
 
-def _check_finite(prices: Tensor, rows: Tensor, sample_ids: Sequence[str]) -> None:
-    bad = ~torch.isfinite(prices).all(dim=1).all(dim=0)
-    if bad.any():
-        layers = (~torch.isfinite(prices)).any(dim=2).nonzero().tolist()
-        names = [sample_ids[row] for row in rows[bad].unique().tolist()]
-        raise ValueError(
-            f"the divergence is not finite at (student layer, teacher layer) {layers[:4]} "
-            f"for samples {', '.join(names)}; lower the learning rate or look at these samples"
-        )
+def _sum_over_workers(sums: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    together = torch.cat([sums.flatten(), tokens])
+    dist.all_reduce(together)
+    return together[: -len(tokens)].view_as(sums), together[-len(tokens) :]
 
 
 def _at(stacked: Tensor, layer: Tensor) -> Tensor:
-    """[t_l, N, ...] at one layer per token: [N, ...]."""
-    return stacked[layer, torch.arange(len(layer), device=stacked.device)]
+    """[t_l, N, ...] at one teacher layer for each student layer and token, [t_s, N]: [t_s, N, ...]."""
+    return stacked[layer, torch.arange(layer.shape[1], device=stacked.device)]

@@ -39,7 +39,11 @@ class States:
 
 
 class Backbone:
-    """A loaded VLM with its decoder blocks, final norm and head."""
+    """A loaded VLM with its decoder blocks, final norm and head.
+
+    Attributes:
+        dtype: that it was loaded in.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         """Find the parts of `model`.
@@ -48,15 +52,16 @@ class Backbone:
             StageError: a part cannot be found; the message says what was looked for.
         """
         self.model = model
+        self.dtype = model.dtype
         self.blocks = find_blocks(model)
         self.norm = find_norm(model)
         self.head = find_head(model)
 
     @classmethod
-    def load(cls, place: str, loading: ModelLoading) -> Backbone:
+    def load(cls, place: str, loading: ModelLoading, device: torch.device | None = None) -> Backbone:
         """Load a checkpoint folder or hub id (`id` or `id@revision`) as any user of transformers would.
 
-        It goes where `loading.device_map` says, else to the first GPU, else to the CPU.
+        It goes where `loading.device_map` says, else to `device`, else to the first GPU, else to the CPU.
         """
         name, revision = split_revision(place)
         model = AutoModelForImageTextToText.from_pretrained(
@@ -70,7 +75,7 @@ class Backbone:
         )
         placed = loading.device_map is not None or loading.quantization is not None
         if not placed:
-            model.to(default_device())  # type: ignore[arg-type]
+            model.to(device or default_device())  # type: ignore[arg-type]
         return cls(model.eval())
 
     @property

@@ -1,4 +1,8 @@
-"""Which parts of a student are trained, with or without LoRA, and how it is saved."""
+"""Which parts of a student are trained, with or without LoRA, and how it is saved.
+
+What is trained is kept in float32 whatever the checkpoint's dtype: an update of 1e-4 of a weight is
+lost in bfloat16. A saved student has the checkpoint's dtype again.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ def train_decoder(backbone: Backbone, lora: Lora | None) -> None:
     if lora:
         add_lora(backbone.blocks, lora)
     else:
-        backbone.blocks.requires_grad_(True)
+        _train(backbone.blocks)
 
 
 def train_language_model(backbone: Backbone, lora: Lora | None) -> None:
@@ -27,9 +31,9 @@ def train_language_model(backbone: Backbone, lora: Lora | None) -> None:
     """
     train_decoder(backbone, lora)
     if not lora:
-        backbone.norm.requires_grad_(True)
-    backbone.model.get_input_embeddings().requires_grad_(True)
-    backbone.head.requires_grad_(True)
+        _train(backbone.norm)
+    _train(backbone.model.get_input_embeddings())
+    _train(backbone.head)
 
 
 def prepare_for_training(backbone: Backbone, schedule: Schedule) -> None:
@@ -47,6 +51,9 @@ def add_lora(blocks: nn.Module, lora: Lora) -> None:
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.target_modules)
     )
     inject_adapter_in_model(config, blocks)
+    for parameter in blocks.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 def merge_lora(blocks: nn.Module) -> None:
@@ -61,8 +68,18 @@ def merge_lora(blocks: nn.Module) -> None:
 
 
 def save_student(backbone: Backbone, processor: Any, folder: Path) -> None:
-    """Export in plain Hugging Face form, with exactly the base model's parameters and configuration."""
+    """Export in plain Hugging Face form, with exactly the base model's parameters, dtype and configuration."""
     merge_lora(backbone.blocks)
     backbone.model.eval()
+    dtype = backbone.dtype
+    for parameter in backbone.model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
     backbone.model.save_pretrained(folder)
     processor.save_pretrained(folder)
+
+
+def _train(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        parameter.data = parameter.data.float()
+        parameter.requires_grad_(True)

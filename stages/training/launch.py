@@ -46,7 +46,7 @@ def train(job: Job, work: Path, objective: str) -> dict[str, Any]:
         _train_worker,
         train_loop_config={"job": job.model_dump_json(), "work": str(work), "objective": objective},
         scaling_config=ScalingConfig(
-            num_workers=resources.workers,
+            num_workers=resources.workers,  # type: ignore[arg-type]  # the stub knows no (least, most)
             use_gpu=resources.gpus_per_worker > 0,
             resources_per_worker={"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker},
         ),
@@ -73,17 +73,25 @@ def _train_worker(config: dict[str, str]) -> None:
     build: Callable[[Job], Any] = getattr(importlib.import_module(module), function)
     try:
         objective = build(job)
-        bad = Loop(objective, objective.schedule, work).run()
+        loop = Loop(objective, work, job.resources)
+        outcome = loop.run()
     except StageError as error:
         (work / SCRATCH_FOLDER / _ERROR_FILE).write_text(f"{job.stage}: {error}")
         raise
-    if _is_first_worker():
-        summary = objective.save(work)
-        (work / QUARANTINE_FILE).write_text("".join(json.dumps(asdict(line)) + "\n" for line in bad))
-        (work / SCRATCH_FOLDER / _SUMMARY_FILE).write_text(json.dumps({**summary, "quarantined": len(bad)}))
+    if job.resources.parallelism == "fsdp":
+        objective = _made_whole(build, job, loop)
+    if not loop.is_first_worker:
+        return
+    summary = {**objective.save(work), "quarantined": len(outcome.bad), "waiting_share": outcome.waiting_share}
+    (work / QUARANTINE_FILE).write_text("".join(json.dumps(asdict(line)) + "\n" for line in outcome.bad))
+    (work / SCRATCH_FOLDER / _SUMMARY_FILE).write_text(json.dumps(summary))
 
 
-def _is_first_worker() -> bool:
-    import ray.train
-
-    return ray.train.get_context().get_world_rank() == 0
+def _made_whole(build: Callable[[Job], Any], job: Job, loop: Any) -> Any:
+    """The first worker's objective, built again in the CPU's memory with the trained parameters of all shards."""
+    trained, _ = loop.trained_state()
+    if not loop.is_first_worker:
+        return None
+    objective = build(job)
+    objective.load_state_dict(trained, strict=False)
+    return objective

@@ -1,122 +1,191 @@
 """The training loop of verbalization, interaction and reinforcement.
 
 One optimizer step takes `batch_size` samples over all workers and all micro-batches, and its loss is
-the mean over all their response tokens. A checkpoint holds the trained parameters, the optimizer, all
-random states and the step; the order of the samples follows from the step, so a resumed run equals
-an uninterrupted one.
+the mean over all their response tokens, however they are cut into micro-batches and dealt to workers.
+A checkpoint holds the trained parameters, the optimizer and the step; the order of the samples and
+every random number follow from the step, so a resumed run equals an uninterrupted one.
 """
 
 from __future__ import annotations
 
+import math
+import resource
+import sys
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray.train
 import torch
-from accelerate import Accelerator
-from torch import Tensor
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.tensor import DTensor
 
-from stages.contract import Journal, StageError
-from stages.contract.settings import Schedule
-from stages.data.encoding import Batch, collate, encode_all
+from stages.contract import Journal, Resources, StageError
+from stages.data.encoding import Batch
 from stages.data.sample import BadLine
-from stages.training.objective import Loss, Objective
+from stages.training.loader import Loader, StepData
+from stages.training.objective import Objective
 from stages.training.optimizer import learning_rate, make_optimizer
-from stages.training.order import Order
+from stages.training.order import Order, step_seed
+from stages.training.workers import distribute
 
 CHECKPOINT_FILE = "state.pt"
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is to be said of a training that came to its end.
+
+    Attributes:
+        bad: all workers' samples that could not be used.
+        waiting_share: of this worker's time, waiting for data.
+    """
+
+    bad: tuple[BadLine, ...]
+    waiting_share: float
 
 
 class Loop:
     """Trains an objective on this worker."""
 
-    def __init__(self, objective: Objective, schedule: Schedule, work: Path) -> None:
-        self._accelerator = Accelerator(mixed_precision="bf16" if schedule.autocast == "bfloat16" else "no")
+    def __init__(self, objective: Objective, work: Path, resources: Resources) -> None:
         self._objective = objective
-        self._schedule = schedule
+        self._schedule = objective.schedule
         self._work = work
-        self._order = Order(len(objective.samples), schedule)
+        self._order = Order(len(objective.samples), objective.schedule)
+        self._shards = resources.parallelism == "fsdp"
+        self._accelerator, self._module = distribute(objective, resources)
+        self._rank, self._workers = self._accelerator.process_index, self._accelerator.num_processes
         self._bad: dict[str, BadLine] = {}
-        self._optimizer = make_optimizer(objective.parameters(), schedule)
-        self._module, self._optimizer = self._accelerator.prepare(objective, self._optimizer)
+        self._optimizer = make_optimizer(objective.parameters(), objective.schedule)
 
-    def run(self) -> list[BadLine]:
+    def run(self) -> Outcome:
         """Train to the last step, from the newest checkpoint if there is one.
 
-        Returns:
-            The samples that could not be used.
-
         Raises:
-            StageError: a loss is not finite, or too many samples cannot be used.
+            StageError: a loss or a gradient is not finite, memory does not suffice, or too many samples
+                cannot be used.
         """
         start = self._restore()
         journal = self._journal(start)
-        for step in range(start, self._order.steps):
-            began = time.monotonic()
-            numbers = self._step(step)
-            numbers["samples_per_second"] = self._schedule.batch_size / (time.monotonic() - began)
+        seconds = waiting = 0.0
+        began = time.monotonic()
+        loader = Loader(self._objective, self._order, self._rank, self._workers)
+        for step, data in enumerate(loader.steps(start), start):
+            waited = time.monotonic() - began
+            numbers = self._try_step(step, data)
+            took = time.monotonic() - began
+            seconds, waiting = seconds + took, waiting + waited
             if journal:
-                journal.write(step + 1, **numbers)
+                journal.write(step + 1, **_rates(numbers, took), seconds_waiting=waited)
             if (step + 1) % self._schedule.checkpoint_every_steps == 0 or step + 1 == self._order.steps:
                 self._checkpoint(step + 1)
-        return list(self._bad.values())
+            began = time.monotonic()
+        return Outcome(tuple(self._bad.values()), waiting / seconds if seconds else 0.0)
 
-    def _step(self, step: int) -> dict[str, Any]:
+    @property
+    def is_first_worker(self) -> bool:
+        """Whether this worker writes what all of them made."""
+        return self._rank == 0
+
+    def trained_state(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Trained parameters by name, and the optimizer's state; whole, on the CPU. All workers have to call."""
+        return get_state_dict(self._module, self._optimizer, options=_WHOLE)
+
+    def _try_step(self, step: int, data: StepData) -> dict[str, Any]:
+        try:
+            return self._step(step, data)
+        except StageError as error:
+            raise StageError(f"step {step + 1}: {error}; the last checkpoint is kept") from error
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise StageError(f"step {step + 1}: {_advice(self._schedule, data)} ({error})") from error
+
+    def _step(self, step: int, data: StepData) -> dict[str, Any]:
         rate = learning_rate(step, self._order.steps, self._schedule)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        batches = list(self._batches(step))
-        tokens = self._sum_over_workers(torch.tensor(float(sum(len(batch.labels) for batch in batches))))
-        losses = [self._backward(batch, tokens, step) for batch in batches]
+        torch.manual_seed(step_seed(self._schedule.seed, step, self._rank))
+        draws = 0 if self._objective.common_draws else self._rank
+        self._objective.generator.manual_seed(step_seed(self._schedule.seed, step, draws))
+        counts = self._counts(data)
+        if counts[:, 5].any():
+            self._quarantine(data.bad)
+        if not data.batches:
+            first = data.bad[0]
+            raise StageError(f"none of a worker's samples can be used; the first is {first.id}: {first.reason}")
+        sums = self._accumulate(_filled(data.batches, int(counts[:, 0].max())), counts[:, 1].sum())
         norm = self._clip()
         self._optimizer.step()
         self._optimizer.zero_grad()
-        return {**self._means(losses, tokens), "learning_rate": rate, "gradient_norm": norm}
+        means = {name: value / counts[:, 1].sum() for name, value in self._sum_over_workers(sums).items()}
+        means |= self._objective.derive(means)
+        tokens, padded = counts[:, 2].sum().item(), counts[:, 3].sum().item()
+        return {
+            **{name: value.tolist() for name, value in means.items()},
+            "learning_rate": rate,
+            "gradient_norm": norm,
+            "samples": int(counts[:, 4].sum()),
+            "tokens": int(tokens),
+            "padding": 1 - tokens / padded,
+            "micro_batches": int(counts[:, 0].max()),
+            "memory_gb": _peak_bytes(self._accelerator.device) / 1e9,
+        }
 
-    def _batches(self, step: int) -> Iterator[Batch]:
-        """This worker's micro-batches, without the samples that cannot be used."""
-        workers, rank = self._accelerator.num_processes, self._accelerator.process_index
-        for indices in self._order.micro_batches(step, rank, workers):
-            encoded, bad = encode_all(self._objective.encoder, [self._objective.samples[i] for i in indices])
-            self._quarantine(bad)
-            if not encoded:
-                raise StageError(f"step {step}: no sample of a micro-batch can be used: {bad[0].id}: {bad[0].reason}")
-            yield collate(encoded, self._objective.encoder.pad_id).to(self._accelerator.device)
+    def _counts(self, data: StepData) -> Tensor:
+        """[workers, 6]: micro-batches, response tokens, tokens, tokens with padding, samples, bad samples."""
+        masks = [batch.inputs["attention_mask"] for batch in data.batches]
+        own = [
+            len(data.batches),
+            sum(len(batch.labels) for batch in data.batches),
+            sum(int(mask.sum()) for mask in masks),
+            sum(mask.numel() for mask in masks),
+            sum(len(batch.sample_ids) for batch in data.batches),
+            len(data.bad),
+        ]
+        return self._accelerator.gather(torch.tensor([own], dtype=torch.float64, device=self._accelerator.device))
 
-    def _backward(self, batch: Batch, tokens: Tensor, step: int) -> Loss:
-        loss: Loss = self._module(batch)
-        if not torch.isfinite(loss.total):
-            parts = {name: value.tolist() for name, value in loss.sums.items()}
-            raise StageError(f"step {step}: the loss is not finite ({parts}); samples {', '.join(batch.sample_ids)}")
-        # DDP averages gradients over workers; the loss is a mean over all workers' tokens.
-        self._accelerator.backward(loss.total * self._accelerator.num_processes / tokens)
-        return loss
+    def _accumulate(self, batches: Sequence[Batch], tokens: Tensor) -> dict[str, Tensor]:
+        """Add up the gradients of this worker's micro-batches; returns its sums over response tokens."""
+        sums: dict[str, Tensor] = {}
+        for index, batch in enumerate(batches):
+            is_last = index == len(batches) - 1
+            with nullcontext() if is_last or self._shards else self._accelerator.no_sync(self._module):
+                loss = self._module(batch.to(self._accelerator.device))
+                # Gradients are averaged over workers; the loss is a mean over all workers' tokens.
+                weight = batch.counts * self._workers / tokens
+                self._accelerator.backward(loss.total * weight.float())
+            if batch.counts:
+                for name, value in {"loss": loss.total, **loss.sums}.items():
+                    sums[name] = sums.get(name, 0.0) + value.detach().double()
+        return sums
 
     def _clip(self) -> float:
         limit = self._schedule.max_gradient_norm
         parameters = [p for p in self._objective.parameters() if p.requires_grad]
-        norm = self._accelerator.clip_grad_norm_(parameters, limit if limit is not None else float("inf"))
-        return float(norm) if norm is not None else float("nan")
+        total = nn.utils.clip_grad_norm_(parameters, limit if limit is not None else float("inf"))
+        norm = float(total.full_tensor() if isinstance(total, DTensor) else total)
+        if not math.isfinite(norm):
+            raise StageError(f"the gradient norm is {norm} though the loss is finite; lower schedule.learning_rate")
+        return norm
 
-    def _means(self, losses: list[Loss], tokens: Tensor) -> dict[str, Any]:
-        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=tokens.device))
-        notes: dict[str, list[Any]] = defaultdict(list)
-        for loss in losses:
-            for name, value in {"loss": loss.total, **loss.sums}.items():
-                sums[name] = sums[name] + value.detach()
-            for name, note in loss.notes.items():
-                notes[name].append(note)
-        means = {name: self._sum_over_workers(value) / tokens for name, value in sums.items()}
-        return {name: value.tolist() for name, value in means.items()} | notes
+    def _sum_over_workers(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """All at once."""
+        flat = self._accelerator.reduce(torch.cat([value.flatten() for value in values.values()]), reduction="sum")
+        pieces = flat.split([value.numel() for value in values.values()])
+        return {name: piece.view_as(value) for (name, value), piece in zip(values.items(), pieces, strict=True)}
 
-    def _sum_over_workers(self, value: Tensor) -> Tensor:
-        return self._accelerator.reduce(value.to(self._accelerator.device), reduction="sum")
-
-    def _quarantine(self, bad: list[BadLine]) -> None:
+    def _quarantine(self, own: Sequence[BadLine]) -> None:
+        """All workers keep the same list, so that all of them stop where it is too long."""
+        bad = gather_object(list(own))
         self._bad |= {line.id: line for line in bad}
         allowed = int(self._objective.preprocessing.max_bad_fraction * len(self._objective.samples))
         if len(self._bad) > allowed:
@@ -131,20 +200,14 @@ class Loop:
         return Journal(self._work, total=self._order.steps, unit="steps", start=start)
 
     def _checkpoint(self, step: int) -> None:
+        trained, optimizer = self.trained_state()
+        if not self._accelerator.is_main_process:
+            ray.train.report({"step": step})
+            return
         with tempfile.TemporaryDirectory() as folder:
-            if self._accelerator.is_main_process:
-                torch.save(self._state(step), Path(folder) / CHECKPOINT_FILE)
-            checkpoint = ray.train.Checkpoint.from_directory(folder) if self._accelerator.is_main_process else None
-            ray.train.report({"step": step}, checkpoint=checkpoint)
-
-    def _state(self, step: int) -> dict[str, Any]:
-        return {
-            "step": step,
-            "trained": self._objective.trained_state(),
-            "optimizer": self._optimizer.state_dict(),
-            "torch_random": torch.get_rng_state(),
-            "draws": self._objective.generator.get_state(),
-        }
+            state = {"step": step, "trained": trained, "optimizer": optimizer}
+            torch.save(state, Path(folder) / CHECKPOINT_FILE)
+            ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
     def _restore(self) -> int:
         checkpoint = ray.train.get_checkpoint()
@@ -152,10 +215,45 @@ class Loop:
             return 0
         with checkpoint.as_directory() as folder:
             state = torch.load(Path(folder) / CHECKPOINT_FILE, map_location="cpu", weights_only=True)
-        with torch.no_grad():
-            for name, parameter in self._objective.trained_state().items():
-                parameter.copy_(state["trained"][name])
-        self._optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["torch_random"])
-        self._objective.generator.set_state(state["draws"])
+        set_state_dict(
+            self._module,
+            self._optimizer,
+            model_state_dict=state["trained"],
+            optim_state_dict=state["optimizer"],
+            options=replace(_WHOLE, strict=False),
+        )
         return state["step"]
+
+
+def _filled(batches: Sequence[Batch], count: int) -> list[Batch]:
+    """As many micro-batches as the worker with the most has: the last one again, for nothing."""
+    return [*batches, *[replace(batches[-1], counts=False)] * (count - len(batches))]
+
+
+def _rates(numbers: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """Counts of a step as what they are in a second, beside its other numbers."""
+    samples, tokens = numbers.pop("samples"), numbers.pop("tokens")
+    return {**numbers, "samples_per_second": samples / seconds, "tokens_per_second": tokens / seconds}
+
+
+def _peak_bytes(device: torch.device) -> int:
+    """Largest memory so far: of the GPU if there is one, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    text = str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text
+
+
+def _advice(schedule: Any, data: StepData) -> str:
+    largest = max(batch.inputs["input_ids"].numel() for batch in data.batches)
+    return (
+        f"out of memory in a micro-batch of up to {largest} padded tokens. Lower schedule.micro_batch_tokens "
+        f"(now {schedule.micro_batch_tokens}) or schedule.logits_chunk_mb (now {schedule.logits_chunk_mb}), set "
+        f"schedule.gradient_checkpointing=true (now {str(schedule.gradient_checkpointing).lower()}), train with LoRA "
+        "(`lora: {rank: 64}`), or shard the student over workers with resources.parallelism=fsdp"
+    )

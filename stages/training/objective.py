@@ -4,32 +4,30 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from stages.cache.reader import CacheReader
+from stages.contract import Job, StageError
 from stages.contract.settings import ModelLoading, Preprocessing, Schedule
 from stages.data.encoding import Batch, Encoder
 from stages.data.sample import Sample
-from stages.models.backbone import Backbone, load_processor
+from stages.models.backbone import Backbone, default_device, load_processor
 
 
-@dataclass(frozen=True)
-class Loss:
+class Loss(NamedTuple):
     """The loss of one micro-batch, summed over its response tokens.
 
     Attributes:
         total: scalar with gradient.
-        sums: what is written to the journal, each a scalar or a vector summed over response tokens.
-        notes: further entries of the journal, one list item per micro-batch.
+        sums: what else is written to the journal as a mean over tokens: scalars, vectors, matrices.
     """
 
     total: Tensor
     sums: dict[str, Tensor]
-    notes: dict[str, Any] = field(default_factory=dict)
 
 
 class Objective(nn.Module, ABC):
@@ -40,26 +38,40 @@ class Objective(nn.Module, ABC):
         schedule: how long and with which optimizer.
         encoder: of the student.
         preprocessing: what the encoder was made with.
-        generator: source of the stage's random draws; checkpointed.
+        cache: the teacher's side of every sample, if the loss needs it.
+        generator: source of the stage's random draws, seeded anew for every step.
+        common_draws: whether all workers draw the same random numbers.
+        autocast: whether the forward pass computes in bfloat16.
     """
 
     samples: Sequence[Sample]
     schedule: Schedule
     encoder: Encoder
     preprocessing: Preprocessing
+    cache: CacheReader | None = None
     generator: torch.Generator
+    common_draws: bool = False
+    autocast: bool = False
 
     @abstractmethod
     def forward(self, batch: Batch) -> Loss:
-        """The loss of one micro-batch."""
+        """The loss of one micro-batch.
+
+        Raises:
+            StageError: it is not finite; layers and samples are named.
+        """
 
     @abstractmethod
     def save(self, work: Path) -> dict[str, Any]:
         """Write the result into the work folder; returns the summary for the manifest."""
 
-    def trained_state(self) -> dict[str, Tensor]:
-        """The trained parameters by name."""
-        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+    def derive(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Further entries of the journal, from the step's means over all tokens of all workers."""
+        return {}
+
+    def sharded_classes(self) -> list[str]:
+        """Names of the module classes that `fsdp` shards one by one."""
+        return []
 
 
 class TrainingSettings(Protocol):
@@ -79,13 +91,48 @@ class TrainingSettings(Protocol):
 
 
 class StudentObjective(Objective):
-    """An objective with a student, loaded, seeded and ready to say which of its parts are trained."""
+    """An objective with a student, loaded, seeded and ready to say which of its parts are trained.
 
-    def __init__(self, settings: TrainingSettings, student: str) -> None:
-        """`student`: a checkpoint folder or hub id."""
+    Attributes:
+        student_is_sharded: whether `fsdp` shards the student, which then waits in the CPU's memory.
+    """
+
+    student_is_sharded = True
+
+    def __init__(self, job: Job, settings: TrainingSettings) -> None:
         super().__init__()
         self.schedule, self.preprocessing = settings.schedule, settings.preprocessing
-        self.generator = torch.Generator().manual_seed(self.schedule.seed)
+        self.generator = torch.Generator()
+        self.autocast = settings.model.dtype == "bfloat16"
         torch.manual_seed(self.schedule.seed)
-        self.encoder = Encoder(load_processor(student, settings.model), self.preprocessing)
-        self._student = Backbone.load(student, settings.model)
+        place = job.inputs["student"]
+        self.encoder = Encoder(load_processor(place, settings.model), self.preprocessing)
+        waits = self.student_is_sharded and job.resources.parallelism == "fsdp"
+        device = torch.device("cpu") if waits else default_device()
+        self._student = Backbone.load(place, settings.model, device)
+
+    def sharded_classes(self) -> list[str]:
+        """The decoder's blocks."""
+        return [type(self._student.blocks[0]).__name__]
+
+
+def check_finite(values: Tensor, layers: Sequence[object], batch: Batch) -> None:
+    """Stop at losses that are NaN or infinite.
+
+    Args:
+        values: [layers, N], of the batch's N response tokens.
+        layers: their names.
+        batch: whose samples are named.
+
+    Raises:
+        StageError: some are; layers and samples are named.
+    """
+    bad = ~torch.isfinite(values.detach())
+    if not bad.any():
+        return
+    where = [str(layers[i]) for i in bad.any(dim=1).nonzero().flatten().tolist()]
+    names = [batch.sample_ids[row] for row in batch.rows[bad.any(dim=0)].unique().tolist()]
+    raise StageError(
+        f"the loss is not finite at layer {', '.join(where)} for samples {', '.join(names)}; "
+        "lower schedule.learning_rate or schedule.max_gradient_norm, or look at these samples"
+    )

@@ -1,10 +1,17 @@
-"""The order of training samples: a function of (seed, epoch, position) and of nothing else."""
+"""The order of training samples, their micro-batches and all random numbers: functions of (seed, epoch, position).
+
+A step's samples are drawn without regard to their length, and its loss is a mean over all their
+tokens; only within the step are they grouped by length, so that little is padded and no step is of
+short samples only.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 
 from stages.contract.settings import Schedule
@@ -31,24 +38,46 @@ class Order:
         whole = self.schedule.epochs * self.samples / self.schedule.batch_size
         return self.schedule.steps or max(1, round(whole))
 
-    def micro_batches(self, step: int, rank: int = 0, workers: int = 1) -> list[list[int]]:
-        """Sample indices of one worker in one step, cut into micro-batches.
-
-        Every worker gets the same number of micro-batches, so that none waits for another's.
+    def samples_of(self, step: int, rank: int = 0, workers: int = 1) -> list[int]:
+        """Sample indices of one worker in one step.
 
         Raises:
-            ValueError: the batch cannot be dealt out evenly.
+            ValueError: there are more workers than samples in a step.
         """
         size = self.schedule.batch_size
-        if size % workers:
-            raise ValueError(f"schedule.batch_size {size} has to be a multiple of the {workers} workers")
-        mine = [self._at(place) for place in range(step * size + rank, (step + 1) * size, workers)]
-        count = -(-size // (workers * self.schedule.micro_batch_size))
-        return [mine[index::count] for index in range(count)]
+        if size < workers:
+            raise ValueError(f"schedule.batch_size {size} leaves some of the {workers} workers without a sample")
+        return [self._at(place) for place in range(step * size + rank, (step + 1) * size, workers)]
 
     def _at(self, place: int) -> int:
         epoch, position = divmod(place, self.samples)
         return _permutation(self.samples, self.schedule.seed, epoch)[position]
+
+
+def pack(lengths: Sequence[int], *, max_tokens: int, max_samples: int | None = None) -> list[list[int]]:
+    """Group samples of similar length into micro-batches.
+
+    Args:
+        lengths: tokens of each sample.
+        max_tokens: of a micro-batch with its padding, samples × longest; a longer sample stands alone.
+        max_samples: of a micro-batch.
+
+    Returns:
+        Indices into `lengths`, each once, by increasing length.
+    """
+    groups: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        size = len(groups[-1]) + 1 if groups else 0
+        if groups and size * lengths[index] <= max_tokens and size <= (max_samples or size):
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups
+
+
+def step_seed(seed: int, step: int, worker: int) -> int:
+    """Seed of a worker's random numbers in one step; a resumed run needs no other random state."""
+    return int(np.random.SeedSequence([seed, step, worker]).generate_state(1, np.uint64)[0] >> 1)
 
 
 @lru_cache(maxsize=4)

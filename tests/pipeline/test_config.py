@@ -49,8 +49,8 @@ def test_a_real_experiment_has_the_set_up_of_the_paper(name: str) -> None:
         assert (settings.schedule.learning_rate, settings.schedule.final_learning_rate) == (1e-4, 1e-6)
         assert (settings.schedule.batch_size, settings.schedule.gradient_checkpointing) == (512, True)
         assert settings.model.dtype == "bfloat16"
-        per_pass = settings.schedule.micro_batch_size * main.executor.resources_of("interaction").workers
-        assert settings.schedule.batch_size % per_pass == 0
+    schedule, workers = main.interaction.schedule, main.executor.resources_of("interaction").workers
+    assert (schedule.batch_size, schedule.micro_batch_size, workers) == (16 * 8 * 4, 4, 8)
 
 
 def test_stages_share_what_has_one_value() -> None:

@@ -36,6 +36,16 @@ def test_the_report_holds_everything_and_needs_nothing(session: Session) -> None
     assert figures.INK not in html.replace(f"--ink: {figures.INK}", "")
 
 
+def test_the_report_says_how_long_training_waited_for_data(session: Session) -> None:
+    artifacts = session.artifacts()
+    interaction = artifacts["interaction"]
+    summary = {**summary_of("interaction"), "waiting_share": 0.1234}
+    manifest = interaction.manifest.model_copy(update={"summary": summary})
+    artifacts["interaction"] = type(interaction)(interaction.path, manifest)
+    assert "<td>12.3</td>" in render(session.experiment, session.graph, artifacts)
+    assert "waiting for data" in render(session.experiment, session.graph, artifacts)
+
+
 def test_the_report_shows_what_there_is(session: Session) -> None:
     artifacts = {key: value for key, value in session.artifacts().items() if key in ("capture", "evaluation@sft")}
     html = render(session.experiment, session.graph, artifacts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -128,12 +128,14 @@ def test_a_verbalization_step_changes_verbalizers_only(chain: Chain) -> None:
     objective = VerbalizationObjective(job)
     parts = {"student": objective._student.model, "norm": objective._readout.norm, "head": objective._readout.head}
     before = {name: {k: v.clone() for k, v in part.state_dict().items()} for name, part in parts.items()}
-    verbalizers = {name: value.clone() for name, value in objective.trained_state().items()}
+    trained = {name: value for name, value in objective.named_parameters() if value.requires_grad}
+    verbalizers = {name: value.clone() for name, value in trained.items()}
     optimizer = make_optimizer(objective.parameters(), objective.schedule)
     for sample in objective.samples[:3]:
-        objective(collate([objective.encoder.encode(sample)], objective.encoder.pad_id)).total.backward()
+        batch = collate([objective.encoder.encode(sample)], objective.encoder.pad_id)
+        objective(replace(batch, cached=objective.cache.fields(batch.sample_ids, batch.labels))).total.backward()
         optimizer.step()
-    assert all(not torch.equal(value, verbalizers[name]) for name, value in objective.trained_state().items())
+    assert all(not torch.equal(value, verbalizers[name]) for name, value in trained.items())
     for name, part in parts.items():
         assert all(torch.equal(value, before[name][key]) for key, value in part.state_dict().items()), name
         assert all(parameter.grad is None for parameter in part.parameters()), name

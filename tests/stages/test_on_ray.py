@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -45,14 +48,16 @@ def ray_session() -> Iterator[None]:
     ray.shutdown()
 
 
-def run(stage: str, places: dict[str, str], output: Path, workers: int, **settings: object) -> Path:
+def run(
+    stage: str, places: dict[str, str], output: Path, workers: object, resources: dict | None = None, **settings: object
+) -> Path:
     names = {"capture": ("teacher", "samples"), "reinforcement": ("student", "samples")}[stage]
     job = Job(
         stage=stage,
         settings=settings,
         inputs={name: places[name] for name in names},
         output=str(output),
-        resources={"workers": workers, "cpus_per_worker": 0.5},
+        resources={"workers": workers, "cpus_per_worker": 0.5} | (resources or {}),
     )
     execute(job, importlib.import_module(f"stages.{stage}").run)
     return output
@@ -97,7 +102,7 @@ def test_a_workers_own_words_reach_the_caller_and_no_artifact_is_left(places: di
 
 def test_a_failed_training_goes_on_from_its_checkpoint(places: dict[str, str], tmp_path: Path) -> None:
     """The third of four steps fails; the next start keeps the first two, and ends like a run that never failed."""
-    schedule = SCHEDULE | {"batch_size": 3, "micro_batch_size": 3}
+    schedule = SCHEDULE | {"batch_size": 3}
     settings = {"model": FLOAT32, "schedule": schedule, "preprocessing": {"max_bad_fraction": 0.0}}
     straight = run("reinforcement", places, tmp_path / "straight", 0, **settings)
     samples, _ = read_samples(Path(places["samples"]))
@@ -105,7 +110,7 @@ def test_a_failed_training_goes_on_from_its_checkpoint(places: dict[str, str], t
     victim = tmp_path / "alone"
     shutil.copytree(Path(places["samples"]).parent, victim)
     lines = [json.loads(line) for line in (victim / "samples.jsonl").read_text().splitlines()]
-    lost = next(i for i in order.micro_batches(2)[0] if samples[i].images)
+    lost = next(i for i in order.samples_of(2) if samples[i].images)
     lines[lost]["images"] = [f"images/only-{name.partition('/')[2]}" for name in lines[lost]["images"]]
     (victim / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     own = places | {"samples": str(victim / "samples.jsonl")}
@@ -118,3 +123,64 @@ def test_a_failed_training_goes_on_from_its_checkpoint(places: dict[str, str], t
     resumed = run("reinforcement", own, tmp_path / "stopped", 1, **settings)
     assert read_journal(resumed)[:2] == before
     assert largest_difference(straight, resumed) < SAME_RESULT_TOLERANCE
+
+
+LONG = SCHEDULE | {"steps": 80, "checkpoint_every_steps": 10, "batch_size": 6, "learning_rate": 1e-3}
+DROPOUT = {"rank": 4, "alpha": 8, "dropout": 0.2}
+
+
+@pytest.fixture(scope="module")
+def straight(places: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """80 undisturbed steps of two workers, with random numbers in every one of them."""
+    output = tmp_path_factory.mktemp("two") / "straight"
+    return run("reinforcement", places, output, 2, model=FLOAT32, schedule=LONG, lora=DROPOUT)
+
+
+def test_a_killed_worker_costs_steps_but_changes_no_bit(places: dict[str, str], straight: Path, tmp_path: Path) -> None:
+    """SIGKILL in the middle; Ray Train starts both workers again from the checkpoint, and all weights are the same.
+
+    Red if the data's place, the optimizer, the schedule or a random state of either worker is lost.
+    """
+    output = tmp_path / "killed"
+    killed: list[int] = []
+    watcher = threading.Thread(target=kill_a_worker, args=(work_folder(output), 35, killed))
+    watcher.start()
+    run("reinforcement", places, output, 2, {"max_failures": 1}, model=FLOAT32, schedule=LONG, lora=DROPOUT)
+    watcher.join()
+    assert killed, "no worker was killed"
+    assert 35 <= killed[0] < 80, killed
+    assert largest_difference(straight, output) == 0.0
+    lines = [read_journal(folder) for folder in (straight, output)]
+    assert [line["step"] for line in lines[1]] == list(range(1, 81))
+    assert [line["loss"] for line in lines[0]] == [line["loss"] for line in lines[1]]
+
+
+def kill_a_worker(work: Path, step: int, killed: list[int]) -> None:
+    """Wait until the journal has reached `step`, then kill the worker that has no journal to write."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        lines = read_journal(work)
+        if lines and lines[-1]["step"] >= step:
+            workers = [
+                p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])
+            ]
+            if workers:
+                workers[-1].kill()
+                killed.append(lines[-1]["step"])
+            return
+        time.sleep(0.01)
+
+
+def test_sharded_workers_train_and_export_what_whole_copies_do(places: dict[str, str], tmp_path: Path) -> None:
+    settings = {"model": FLOAT32, "schedule": SCHEDULE}
+    whole = run("reinforcement", places, tmp_path / "whole", 0, **settings)
+    shares = run("reinforcement", places, tmp_path / "shares", 2, {"parallelism": "fsdp"}, **settings)
+    assert largest_difference(whole, shares) < SAME_RESULT_TOLERANCE
+    assert {path.name for path in whole.iterdir()} == {path.name for path in shares.iterdir()}
+
+
+def test_an_elastic_number_of_workers_trains_what_one_does(places: dict[str, str], tmp_path: Path) -> None:
+    settings = {"model": FLOAT32, "schedule": SCHEDULE}
+    one = run("reinforcement", places, tmp_path / "one", 0, **settings)
+    elastic = run("reinforcement", places, tmp_path / "elastic", (1, 2), **settings)
+    assert largest_difference(one, elastic) < SAME_RESULT_TOLERANCE

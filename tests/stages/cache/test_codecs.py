@@ -27,9 +27,9 @@ def make_head(width: int, *, seed: int, bias: bool) -> Head:
     return Head(random(VOCABULARY, width, seed=seed), random(VOCABULARY, seed=seed + 1) if bias else None)
 
 
-def through_a_blob(codec: Codec, x_teacher: Tensor) -> Target:
+def through_a_blob(codec: Codec, x_teacher: Tensor, student: Head) -> Target:
     (blob,) = to_blobs(codec.encode(x_teacher), codec.fields, [len(x_teacher)])
-    return codec.decode(from_blob(blob, codec.fields, len(x_teacher)))
+    return codec.decode(from_blob(blob, codec.fields, len(x_teacher)), student)
 
 
 def assert_same(ours: Target, expected: Target, *, moment_tolerance: float = 0.0) -> None:
@@ -48,7 +48,7 @@ def test_moment_gives_back_the_moment_target(dtype: torch.dtype, bias: bool) -> 
     """Exactly in float32, to one rounding in bfloat16. Red if fields are exchanged or the bias is dropped."""
     teacher, student = make_head(TEACHER_WIDTH, seed=0, bias=False), make_head(WIDTH, seed=2, bias=bias)
     x_teacher = random(TOKENS, TEACHER_WIDTH, seed=4)
-    decoded = through_a_blob(Moment(dtype, teacher, student), x_teacher)
+    decoded = through_a_blob(Moment(dtype, teacher, student), x_teacher, student)
     assert decoded.moment.dtype == torch.float32
     tolerance = BF16_TOLERANCE if dtype == torch.bfloat16 else 0.0
     assert_same(decoded, moment_target(x_teacher, teacher, student), moment_tolerance=tolerance)
@@ -60,7 +60,7 @@ def test_hidden_gives_the_moment_target_of_the_kept_states(dtype: torch.dtype, b
     """Of the states as they were rounded. Red if another head, or the unrounded state, is used."""
     teacher, student = make_head(TEACHER_WIDTH, seed=0, bias=bias), make_head(WIDTH, seed=2, bias=bias)
     x_teacher = random(TOKENS, TEACHER_WIDTH, seed=4)
-    decoded = through_a_blob(Hidden(dtype, teacher, student), x_teacher)
+    decoded = through_a_blob(Hidden(dtype, teacher), x_teacher, student)
     assert_same(decoded, moment_target(x_teacher.to(dtype).float(), teacher, student))
 
 
@@ -69,8 +69,33 @@ def test_hidden_and_moment_say_the_same(bias: bool) -> None:
     """The two codecs of one cache, in float32."""
     teacher, student = make_head(TEACHER_WIDTH, seed=0, bias=bias), make_head(WIDTH, seed=2, bias=bias)
     x_teacher = random(TOKENS, TEACHER_WIDTH, seed=4)
-    hidden = through_a_blob(Hidden(torch.float32, teacher, student), x_teacher)
-    assert_same(through_a_blob(Moment(torch.float32, teacher, student), x_teacher), hidden)
+    hidden = through_a_blob(Hidden(torch.float32, teacher), x_teacher, student)
+    assert_same(through_a_blob(Moment(torch.float32, teacher, student), x_teacher, student), hidden)
+
+
+def test_hidden_serves_any_student() -> None:
+    """One cache, two students of different widths, one with a bias, and the first one's head after a change.
+
+    Red if a student's head is remembered: a head that is sharded, or moved, is another tensor at every step.
+    """
+    teacher, x_teacher = make_head(TEACHER_WIDTH, seed=0, bias=True), random(TOKENS, TEACHER_WIDTH, seed=4)
+    codec = Hidden(torch.float32, teacher)
+    students = [make_head(WIDTH, seed=2, bias=False), make_head(WIDTH + 3, seed=5, bias=True)]
+    students.append(Head(students[0].weight + 1))
+    for student in students:
+        assert_same(through_a_blob(codec, x_teacher, student), moment_target(x_teacher, teacher, student))
+
+
+@pytest.mark.parametrize("kept", DTYPES)
+def test_hidden_decodes_to_float32_with_a_bf16_teacher(kept: torch.dtype) -> None:
+    """States meet the teacher's head in its dtype; the target is float32. Red if its softmax is in bf16."""
+    teacher, student = (make_head(width, seed=seed, bias=False) for width, seed in ((TEACHER_WIDTH, 0), (WIDTH, 2)))
+    teacher = Head(teacher.weight.bfloat16())
+    x_teacher = random(TOKENS, TEACHER_WIDTH, seed=4).bfloat16()
+    decoded = through_a_blob(Hidden(kept, teacher), x_teacher, student)
+    assert (decoded.moment.dtype, decoded.entropy.dtype) == (torch.float32, torch.float32)
+    exact = Head(teacher.weight.float())
+    assert_same(decoded, moment_target(x_teacher.float(), exact, student))
 
 
 def test_moment_decodes_without_the_teacher_and_cannot_encode_without_it() -> None:
@@ -79,7 +104,8 @@ def test_moment_decodes_without_the_teacher_and_cannot_encode_without_it() -> No
     complete, alone = Moment(torch.float32, teacher, student), Moment(torch.float32, None, student)
     assert alone.fields == complete.fields
     (blob,) = to_blobs(complete.encode(x_teacher), complete.fields, [TOKENS])
-    assert_same(alone.decode(from_blob(blob, alone.fields, TOKENS)), moment_target(x_teacher, teacher, student))
+    decoded = alone.decode(from_blob(blob, alone.fields, TOKENS), student)
+    assert_same(decoded, moment_target(x_teacher, teacher, student))
     with pytest.raises(ValueError, match="encodes with the teacher's head, and none was given"):
         alone.encode(x_teacher)
 
@@ -89,7 +115,7 @@ def test_bytes_per_token_are_those_of_the_design() -> None:
     teacher, student = Head(torch.empty(1, 8192)), Head(torch.empty(1, 1536))
     sizes = {
         codec.name: sum(field.bytes_per_token for field in codec.fields)
-        for codec in (Hidden(torch.bfloat16, teacher, student), Moment(torch.bfloat16, None, student))
+        for codec in (Hidden(torch.bfloat16, teacher), Moment(torch.bfloat16, None, student))
     }
     assert sizes == {"hidden": 16_384, "moment": 3_076}
 

@@ -93,7 +93,9 @@ def test_an_unknown_key_is_an_error_at_its_place(data: dict[str, Any], place: tu
         (Schedule, "learning_rate", "fast"),
         (Schedule, "steps", 0),
         (Schedule, "epochs", 0),
-        (Schedule, "autocast", "float16"),
+        (Schedule, "micro_batch_tokens", 0),
+        (Schedule, "loader_threads", 0),
+        (Schedule, "logits_chunk_mb", 0),
         (Losses, "last_weight", 0),
         (Losses, "intermediate", "l2"),
         (Lora, "rank", 0),
@@ -194,7 +196,8 @@ def test_what_each_stage_calls_incidental(stage: str) -> None:
                 found |= incidental(value, f"{prefix}{name}.")
         return found
 
-    allowed = {"model.device_map", "schedule.checkpoint_every_steps", "micro_batch_size"}
+    allowed = {"model.device_map", "micro_batch_size"}
+    allowed |= {f"schedule.{name}" for name in ("checkpoint_every_steps", "loader_threads", "logits_chunk_mb")}
     allowed |= {"shard_samples"} if stage == "evaluation" else set()
     assert incidental(STAGES[stage].settings()) <= allowed
     assert ("model.device_map" in incidental(STAGES[stage].settings())) == (
@@ -204,5 +207,11 @@ def test_what_each_stage_calls_incidental(stage: str) -> None:
 
 def test_the_micro_batch_of_training_is_part_of_the_identity() -> None:
     """The matching draws once for each micro-batch (METHOD §3)."""
-    schedules = [InteractionSettings(schedule=Schedule(micro_batch_size=size)) for size in (4, 8)]
-    assert schedules[0].identity() != schedules[1].identity()
+    for field in ("micro_batch_size", "micro_batch_tokens"):
+        schedules = [InteractionSettings(schedule=Schedule(**{field: size})) for size in (4, 8)]
+        assert schedules[0].identity() != schedules[1].identity()
+
+
+def test_one_draw_for_all_workers_and_one_for_each_sample_exclude_each_other() -> None:
+    with pytest.raises(ValidationError, match=r"matching.sync makes one draw for all workers, matching.per_sample"):
+        Matching(sync=True, per_sample=True)

@@ -62,8 +62,8 @@ def test_mask_of_any_conversation(encoder: Encoder, turns: list[tuple[str, str]]
     messages = [] if system is None else [tiny.text("system", system)]
     for question, answer in turns:
         messages += [tiny.text("user", question), tiny.text("assistant", answer)]
-    encoder._memory.clear()
-    encoded = encoder.encode(parse_sample({"id": "x", "messages": messages}, Path("/")))
+    fresh = Encoder(encoder.processor, Preprocessing(), memory_bytes=0)
+    encoded = fresh.encode(parse_sample({"id": "x", "messages": messages}, Path("/")))
     assert decode(encoder, encoded.response_ids) == "".join(answer + END for _, answer in turns)
 
 
@@ -126,3 +126,11 @@ def test_the_memory_is_bounded(encoder: Encoder, samples: list[Sample]) -> None:
     first = small.encode(samples[0])
     assert small.encode(samples[0]) is first
     assert small.encode(samples[1]) is not small.encode(samples[1])
+
+
+def test_threads_share_what_was_encoded_and_no_processor(encoder: Encoder, samples: list[Sample]) -> None:
+    """Red if two threads use one tokenizer at a time, which transformers does not allow."""
+    mine = Encoder(encoder.processor, Preprocessing())
+    other = mine.for_another_thread()
+    assert other.processor is not mine.processor
+    assert other.encode(samples[0]) is mine.encode(samples[0])

@@ -13,7 +13,7 @@ from stages.contract.settings import ModelLoading, Preprocessing
 from stages.contract.settings import Verbalizer as VerbalizerSettings
 from stages.data.encoding import Batch, Encoder, collate
 from stages.data.sample import read_samples
-from stages.losses.divergence import log_partition
+from stages.losses.divergence import divergence, label_target, partition
 from stages.models.backbone import Backbone
 from stages.models.readout import Readout
 from stages.models.structure import find_blocks, find_norm
@@ -89,7 +89,8 @@ def test_the_gradient_of_a_target_layer_reaches_its_blocks_and_no_deeper_one(
     verbalizers = Verbalizers([target], backbone.width, VerbalizerSettings())
     said = verbalizers(backbone.states(batch, [target]).targets, backbone.norm)
     head = backbone.readout.head_rows(backbone.head.weight.shape[0] - 2)
-    log_partition(said[0], head).sum().backward()
+    label = label_target(torch.zeros(len(said[0]), dtype=torch.long), head)
+    divergence(said[0], partition(said[0], head), label).sum().backward()
     reached = [any(p.grad is not None and p.grad.any() for p in block.parameters()) for block in backbone.blocks]
     assert reached == [index <= target for index in range(LAYERS)]
     assert backbone.head.weight.grad is None
@@ -103,6 +104,16 @@ def test_a_readout_is_rebuilt_without_the_model(backbone: Backbone, batch: Batch
         expected = backbone.head(backbone.norm(state))
         torch.testing.assert_close(readout.head(readout.norm(state)), expected)
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 4 * backbone.head.weight.numel() * 3
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_readout_is_read_without_the_rest_of_the_checkpoint(tied: bool, tmp_path: Path) -> None:
+    place = tiny.save_qwen2vl(tmp_path, width=16, layers=LAYERS, pad_rows=2, seed=0, tied=tied)
+    whole = Backbone.load(str(place), FLOAT32).readout
+    alone = Readout.of_checkpoint(str(place), FLOAT32)
+    assert torch.equal(alone.head.weight, whole.head.weight)
+    assert torch.equal(alone.norm.weight, whole.norm.weight)
+    assert not alone.head.weight.requires_grad
 
 
 def test_what_cannot_be_found_is_named(checkpoint: Path) -> None:

@@ -1,4 +1,4 @@
-"""The loop: accumulation, resuming, and what stops it."""
+"""The loop: accumulation, resuming, what it measures, and what stops it."""
 
 from __future__ import annotations
 
@@ -6,117 +6,77 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray.train
 import torch
-from torch import nn
 
-from stages.contract import StageError, read_journal
+from stages.contract import Resources, StageError, read_journal
 from stages.contract.settings import Preprocessing, Schedule
 from stages.data.encoding import Batch, Encoder
-from stages.data.sample import Sample, read_samples
+from stages.data.sample import Sample
+from stages.training.loader import StepData
 from stages.training.loop import Loop
-from stages.training.objective import Loss, Objective
-from tests.stages import tiny
+from stages.training.objective import Loss
+from tests.stages.training.objectives import Unigrams
 
 SAME_UPDATE_TOLERANCE = 1e-5
+"""Relative: sums of a few float32 numbers in another order."""
 
-
-class Unigrams(Objective):
-    """Learns how often each token occurs, with a random draw in every micro-batch."""
-
-    def __init__(self, samples: list[Sample], encoder: Encoder) -> None:
-        super().__init__()
-        self.samples, self.encoder, self.preprocessing = samples, encoder, Preprocessing(max_bad_fraction=0.2)
-        self.generator = torch.Generator().manual_seed(0)
-        self.logits = nn.Parameter(torch.zeros(encoder.real_vocabulary))
-        self.frozen = nn.Parameter(torch.ones(3), requires_grad=False)
-        self.poison: str | None = None
-
-    def forward(self, batch: Batch) -> Loss:
-        losses = -self.logits.log_softmax(0)[batch.labels]
-        total = losses.sum() * (float("nan") if self.poison in batch.sample_ids else 1.0)
-        draw = torch.rand(1, generator=self.generator).item()
-        return Loss(total, {"twice": 2 * losses.detach().sum()}, {"draw": draw})
-
-    def save(self, work: Path) -> dict[str, Any]:
-        return {}
-
-
-@pytest.fixture(scope="module")
-def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
-    return read_samples(tiny.save_samples(tmp_path_factory.mktemp("data")))[0]
-
-
-@pytest.fixture(scope="module")
-def encoder() -> Encoder:
-    return Encoder(tiny.build_processor(tiny.CORPUS), Preprocessing())
-
-
-@pytest.fixture(autouse=True)
-def checkpoints(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Checkpoints go to a folder, as Ray Train would keep them."""
-    store = tmp_path / "checkpoints"
-    store.mkdir()
-
-    def report(metrics: dict[str, Any], checkpoint: ray.train.Checkpoint | None = None) -> None:
-        assert checkpoint is not None
-        checkpoint.to_directory(store / f"{metrics['step']:04d}")
-
-    def newest() -> ray.train.Checkpoint | None:
-        kept = sorted(store.iterdir())
-        return ray.train.Checkpoint.from_directory(kept[-1]) if kept else None
-
-    monkeypatch.setattr(ray.train, "report", report)
-    monkeypatch.setattr(ray.train, "get_checkpoint", newest)
-    return store
+pytestmark = pytest.mark.usefixtures("checkpoints")
 
 
 def schedule(**changes: Any) -> Schedule:
-    return Schedule(
-        **{"steps": 6, "batch_size": 4, "micro_batch_size": 4, "learning_rate": 0.1, "checkpoint_every_steps": 2}
-        | changes
-    )
+    return Schedule(**{"steps": 6, "batch_size": 4, "learning_rate": 0.1, "checkpoint_every_steps": 2} | changes)
 
 
 def trained(samples: list[Sample], encoder: Encoder, plan: Schedule, work: Path) -> torch.Tensor:
-    objective = Unigrams(samples, encoder)
+    objective = Unigrams(samples, encoder, plan)
     work.mkdir(exist_ok=True)
-    Loop(objective, plan, work).run()
+    Loop(objective, work, Resources()).run()
     return objective.logits.detach().clone()
+
+
+def set_aside(checkpoints: Path, place: Path) -> None:
+    for kept in checkpoints.iterdir():
+        kept.rename(place / kept.name)
+
+
+def numbers(work: Path) -> list[dict[str, Any]]:
+    """A journal without what the clock says."""
+    timed = ("time", "samples_per_second", "tokens_per_second", "seconds_waiting", "memory_gb")
+    return [{key: value for key, value in line.items() if key not in timed} for line in read_journal(work)]
 
 
 def test_accumulation_gives_the_update_of_the_whole_batch(
     samples: list[Sample], encoder: Encoder, tmp_path: Path, checkpoints: Path
 ) -> None:
     whole = trained(samples, encoder, schedule(checkpoint_every_steps=99), tmp_path / "whole")
-    for kept in checkpoints.iterdir():
-        kept.rename(tmp_path / kept.name)
+    set_aside(checkpoints, tmp_path)
     pieces = trained(samples, encoder, schedule(micro_batch_size=1, checkpoint_every_steps=99), tmp_path / "pieces")
     torch.testing.assert_close(whole, pieces, rtol=SAME_UPDATE_TOLERANCE, atol=SAME_UPDATE_TOLERANCE)
     lines = [read_journal(tmp_path / name) for name in ("whole", "pieces")]
     for one, other in zip(*lines, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=SAME_UPDATE_TOLERANCE)
         assert one["twice"] == pytest.approx(2 * one["loss"], rel=SAME_UPDATE_TOLERANCE)
-        assert len(other["draw"]) == 4
+        assert (one["micro_batches"], other["micro_batches"]) == (1, 4)
+        assert one["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=SAME_UPDATE_TOLERANCE)
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(
     samples: list[Sample], encoder: Encoder, tmp_path: Path, checkpoints: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Turns red if the order, a draw, the optimizer or the schedule restarts instead of going on."""
+    """Turns red if the order, a draw, dropout, the optimizer or the schedule restarts instead of going on."""
     straight = trained(samples, encoder, schedule(), tmp_path / "straight")
-    for kept in checkpoints.iterdir():
-        kept.rename(tmp_path / kept.name)
+    (tmp_path / "kept").mkdir()
+    set_aside(checkpoints, tmp_path / "kept")
 
     class Killed(Exception):
         pass
 
     step = Loop._step
 
-    def dies_at_five(self: Loop, number: int) -> dict[str, Any]:
+    def dies_at_five(self: Loop, number: int, data: StepData) -> dict[str, Any]:
         if number == 5:
             raise Killed
-        return step(self, number)
+        return step(self, number, data)
 
     monkeypatch.setattr(Loop, "_step", dies_at_five)
     with pytest.raises(Killed):
@@ -125,38 +85,113 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     monkeypatch.setattr(Loop, "_step", step)
     resumed = trained(samples, encoder, schedule(), tmp_path / "stopped")
     assert torch.equal(straight, resumed)
-    one, other = (read_journal(tmp_path / name) for name in ("straight", "stopped"))
-    assert [(line["step"], line["loss"], line["draw"]) for line in one] == [
-        (line["step"], line["loss"], line["draw"]) for line in other
-    ]
+    assert numbers(tmp_path / "straight") == numbers(tmp_path / "stopped")
+    newest = [sorted(folder.iterdir())[-1] / "state.pt" for folder in (tmp_path / "kept", checkpoints)]
+    one, other = (torch.load(path, weights_only=True) for path in newest)
+    for name, state in one["optimizer"]["state"].items():
+        assert all(torch.equal(value, other["optimizer"]["state"][name][key]) for key, value in state.items())
 
 
-def test_a_loss_that_is_not_finite_stops_with_step_and_samples(
+def test_the_journal_says_what_a_step_did_and_how_fast(samples: list[Sample], encoder: Encoder, tmp_path: Path) -> None:
+    trained(samples, encoder, schedule(micro_batch_tokens=60), tmp_path)
+    lengths = {sample.id: len(encoder.encode(sample).input_ids) for sample in samples}
+    for line in read_journal(tmp_path):
+        assert line["samples_per_second"] > 0
+        assert line["tokens_per_second"] / line["samples_per_second"] <= max(lengths.values())
+        assert 0 <= line["padding"] < 1
+        assert 0 <= line["seconds_waiting"] < 60
+        assert 0.01 < line["memory_gb"] < 100
+        assert line["learning_rate"] > 0
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_layer_and_samples(
+    samples: list[Sample], encoder: Encoder, tmp_path: Path, checkpoints: Path
+) -> None:
+    """Nothing after the last good step is kept, and that is kept."""
+    objective = Unigrams(samples, encoder, schedule(steps=9))
+    victim = Loop(objective, tmp_path, Resources())._order.samples_of(2)[0]
+    objective.poison = samples[victim].id
+    expected = rf"step 3: the loss is not finite at layer unigrams for samples {objective.poison}; .*checkpoint is kept"
+    with pytest.raises(StageError, match=expected):
+        Loop(objective, tmp_path, Resources()).run()
+    assert torch.isfinite(objective.logits).all()
+    assert [kept.name for kept in checkpoints.iterdir()] == ["0002"]
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_update(
     samples: list[Sample], encoder: Encoder, tmp_path: Path
 ) -> None:
-    objective = Unigrams(samples, encoder)
-    objective.poison = "sample-3"
-    with pytest.raises(StageError, match=r"step \d: the loss is not finite .*sample-3"):
-        Loop(objective, schedule(), tmp_path).run()
-    assert torch.isfinite(objective.logits).all()
+    objective = Unigrams(samples, encoder, schedule())
+    objective.logits.register_hook(lambda grad: grad * torch.inf)
+    with pytest.raises(StageError, match=r"step 1: the gradient norm is (nan|inf) though the loss is finite"):
+        Loop(objective, tmp_path, Resources()).run()
+    assert torch.equal(objective.logits, torch.zeros_like(objective.logits))
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("can't allocate memory: 9 GB")]
+)
+def test_out_of_memory_names_the_settings_to_change(
+    samples: list[Sample], encoder: Encoder, tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def forward(self: Unigrams, batch: Batch) -> Loss:
+        calls.append(batch)
+        raise error
+
+    monkeypatch.setattr(Unigrams, "forward", forward)
+    plan = schedule(micro_batch_tokens=777, logits_chunk_mb=5)
+    with pytest.raises(StageError) as caught:
+        Loop(Unigrams(samples, encoder, plan), tmp_path, Resources()).run()
+    for part in ("step 1", "micro_batch_tokens (now 777)", "logits_chunk_mb (now 5)", "checkpointing", "lora", "fsdp"):
+        assert part in str(caught.value), part
+    assert len(calls) == 1
+
+
+def test_another_error_is_not_called_out_of_memory(
+    samples: list[Sample], encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forward(self: Unigrams, batch: Batch) -> Loss:
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr(Unigrams, "forward", forward)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        Loop(Unigrams(samples, encoder, schedule()), tmp_path, Resources()).run()
 
 
 def test_bad_samples_are_left_out_and_named_until_they_are_too_many(
-    samples: list[Sample], encoder: Encoder, tmp_path: Path
+    samples: list[Sample], encoder: Encoder, tmp_path: Path, checkpoints: Path
 ) -> None:
     broken = [Sample(s.id, (tmp_path / "gone.png",), s.messages, s.task, s.line) for s in samples]
     one_bad = [broken[0], *samples[1:]]
     fresh = Encoder(encoder.processor, Preprocessing(), memory_bytes=0)
-    bad = Loop(Unigrams(one_bad, fresh), schedule(), tmp_path).run()
-    assert [line.id for line in bad] == [samples[0].id]
+    outcome = Loop(Unigrams(one_bad, fresh, schedule()), tmp_path, Resources()).run()
+    assert [line.id for line in outcome.bad] == [samples[0].id]
+    (tmp_path / "kept").mkdir()
+    set_aside(checkpoints, tmp_path / "kept")
     many_bad = [*broken[:5], *samples[5:]]
     with pytest.raises(StageError, match="preprocessing.max_bad_fraction allows 2"):
-        Loop(Unigrams(many_bad, fresh), schedule(steps=9), tmp_path).run()
+        Loop(Unigrams(many_bad, fresh, schedule(steps=9)), tmp_path, Resources()).run()
+
+
+def test_a_step_without_a_usable_sample_stops_and_says_why(
+    samples: list[Sample], encoder: Encoder, tmp_path: Path
+) -> None:
+    objective = Unigrams(
+        [Sample(samples[0].id, (tmp_path / "gone.png",), samples[0].messages)], encoder, schedule(batch_size=1)
+    )
+    objective.preprocessing = Preprocessing(max_bad_fraction=1.0)
+    objective.encoder = Encoder(encoder.processor, Preprocessing(), memory_bytes=0)
+    with pytest.raises(StageError, match=r"step 1: none of a worker's samples can be used; .*gone.png cannot be read"):
+        Loop(objective, tmp_path, Resources()).run()
 
 
 def test_frozen_parameters_are_neither_trained_nor_checkpointed(
     samples: list[Sample], encoder: Encoder, tmp_path: Path, checkpoints: Path
 ) -> None:
-    trained(samples, encoder, schedule(weight_decay=0.5), tmp_path / "run")
+    objective = Unigrams(samples, encoder, schedule(weight_decay=0.5))
+    Loop(objective, tmp_path, Resources()).run()
     state = torch.load(sorted(checkpoints.iterdir())[-1] / "state.pt", weights_only=True)
     assert set(state["trained"]) == {"logits"}
+    assert torch.equal(objective.frozen, torch.ones(3))
