@@ -6,10 +6,11 @@ PYTHON ?= python3.11
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STORE  ?= vlsi-store
+BENCH  ?= .venv-bench
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types tests ui clean
+.PHONY: help setup demo test lint types tests bench ui clean
 
 help: ## show the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 14
@@ -41,6 +42,17 @@ types: $(VENV)/.installed-dev ## static types of pipeline/ and stages/
 
 tests: $(VENV)/.installed-dev ## all tests
 	$(BIN)/pytest
+
+# The baselines live beside the project's packages, which .pth makes visible, and never in its environment.
+$(BENCH)/.installed: $(VENV)/.installed tests/bench/requirements.txt
+	@$(BIN)/python -m venv --without-pip $(BENCH)
+	@$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > $(BENCH)/project.pth
+	@cp $(BENCH)/project.pth "$$($(BENCH)/bin/python -c 'import site; print(site.getsitepackages()[0])')"
+	@$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement tests/bench/requirements.txt
+	@touch $@
+
+bench: $(BENCH)/.installed ## measure the training engine against other tools (20 minutes, 16 GB)
+	$(BENCH)/bin/python -m tests.bench
 
 ui: setup ## compare runs in MLflow
 	$(BIN)/mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///$(STORE)/mlflow.db} --port 5000

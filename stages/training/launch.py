@@ -93,5 +93,6 @@ def _made_whole(build: Callable[[Job], Any], job: Job, loop: Any) -> Any:
     if not loop.is_first_worker:
         return None
     objective = build(job)
-    objective.load_state_dict(trained, strict=False)
+    if unexpected := objective.load_state_dict(trained, strict=False).unexpected_keys:
+        raise StageError(f"{job.stage}: the workers trained {unexpected[:3]}, which the student does not have")
     return objective

@@ -13,9 +13,6 @@ from stages.data.sample import BadLine
 from stages.training.objective import Objective
 from stages.training.order import Order, pack
 
-STEPS_AHEAD = 2
-"""Steps that each thread may be ahead of the one that runs."""
-
 
 @dataclass(frozen=True)
 class StepData:
@@ -31,7 +28,10 @@ class StepData:
 
 
 class Loader:
-    """Reads ahead in `schedule.loader_threads` threads; what it gives depends on the step alone."""
+    """Reads ahead in `schedule.loader_threads` threads, each at a coming step.
+
+    What it gives depends on the step alone. In memory are the step that runs and one for each thread.
+    """
 
     def __init__(self, objective: Objective, order: Order, rank: int, workers: int) -> None:
         self._objective = objective
@@ -47,7 +47,7 @@ class Loader:
         try:
             for step in range(start, self._order.steps):
                 coming.append(pool.submit(self._load, step))
-                if len(coming) > STEPS_AHEAD * threads:
+                if len(coming) > threads:
                     yield coming.popleft().result()
             while coming:
                 yield coming.popleft().result()

@@ -215,6 +215,9 @@ class Loop:
             return 0
         with checkpoint.as_directory() as folder:
             state = torch.load(Path(folder) / CHECKPOINT_FILE, map_location="cpu", weights_only=True)
+        trained = {name for name, parameter in self._objective.named_parameters() if parameter.requires_grad}
+        if missing := sorted(trained - state["trained"].keys()):
+            raise StageError(f"the checkpoint of step {state['step']} lacks {missing[:3]}; force the stage anew")
         set_state_dict(
             self._module,
             self._optimizer,

@@ -21,6 +21,7 @@ from stages.contract.files import TEACHER_VERBALIZERS_FILE
 from stages.data.encoding import Batch, collate
 from stages.training.order import Order
 from tests.stages.test_chain import FLOAT32, Chain, start_chain
+from tests.stages.tiny import save_qwen2vl
 from tests.stages.training import steps
 
 SAME_UPDATE = 1e-5
@@ -42,6 +43,7 @@ CASES = {
     "verbalization": ("verbalization", {}),
     "reinforcement": ("reinforcement", {}),
     "reinforcement-lora": ("reinforcement", {"lora": LORA}),
+    "reinforcement-tied": ("reinforcement", {}),
     **{f"interaction-{name}": ("interaction", {"losses": losses}) for name, losses in LOSSES.items()},
     "interaction-kl-kl-lora": ("interaction", {"losses": LOSSES["kl-kl"], "lora": LORA}),
 }
@@ -52,6 +54,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     chain = start_chain(tmp_path_factory.mktemp("parity"), "qwen2_vl")
     hidden = chain.run("precompute", name="hidden", model=FLOAT32, codec="hidden", dtype="float32")
     chain.places["hidden"] = hidden
+    chain.places["tied"] = save_qwen2vl(chain.root / "tied", width=16, layers=4, pad_rows=2, seed=1, tied=True)
     return chain
 
 
@@ -62,7 +65,11 @@ def make_job(chain: Chain, case: str, resources: dict[str, Any] | None = None, *
         "reinforcement": ("student", "samples"),
         "interaction": ("student", "samples", "verbalization", "precompute"),
     }[stage]
-    places = chain.places | ({"precompute": chain.places["hidden"]} if "feature" in case else {})
+    places = dict(chain.places)
+    if "feature" in case:
+        places["precompute"] = places["hidden"]
+    if "tied" in case:
+        places["student"] = places["tied"]
     matching = {"matching": {"strategy": "uniform"}} if stage == "interaction" else {}
     target = {"target_layers": [0, 2]} if stage == "verbalization" else {}
     return Job(
