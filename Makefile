@@ -58,4 +58,4 @@ ui: setup ## compare runs in MLflow
 	$(BIN)/mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///$(STORE)/mlflow.db} --port 5000
 
 clean: ## remove the environment and the store
-	rm -rf $(VENV) $(STORE)
+	rm -rf $(VENV) $(BENCH) $(STORE)
