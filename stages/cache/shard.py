@@ -24,6 +24,8 @@ from stages.data.encoding import Encoded
 from stages.data.sample import BadLine
 
 ROW_GROUP_BYTES = 2**20
+RAW_STATES = "states"
+"""What the layout of captured hidden states names instead of a codec."""
 _METADATA_KEY = b"vlsi"
 _COLUMNS = ("id", "response_ids", "checksum")
 
@@ -33,7 +35,7 @@ class Layout:
     """How the blobs of a cache are to be read.
 
     Attributes:
-        codec: name of the codec, or `states` for raw hidden states.
+        codec: name of the codec, or `RAW_STATES`.
         layers: column names in order, one per cached layer; the last one is the head's input.
         fields: the arrays of every blob.
     """
@@ -55,9 +57,10 @@ class Layout:
             ArtifactError: another version of the cache wrote it.
         """
         if data["version"] != CODEC_VERSION:
+            stage = "capture" if data["codec"] == RAW_STATES else "precompute"
             raise ArtifactError(
                 f"{path}: codec version {data['version']}, this program reads version {CODEC_VERSION}; "
-                "rebuild with `vlsi run --force`"
+                f"rebuild with `vlsi run --force {stage}`"
             )
         fields = tuple(Field(width, getattr(torch, dtype)) for width, dtype in data["fields"])
         return cls(data["codec"], tuple(data["layers"]), fields)

@@ -65,7 +65,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "capture",
-            1,
+            2,
             "run the teacher over some samples, keep its hidden states at response tokens",
             s.CaptureSettings,
             ("teacher", "samples"),
@@ -79,7 +79,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "precompute",
-            1,
+            2,
             "cache what every teacher layer says about every response token",
             s.PrecomputeSettings,
             ("capture", "verbalization", "teacher", "student", "samples"),

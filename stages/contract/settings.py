@@ -239,13 +239,22 @@ class PrecomputeSettings(Settings):
     model: ModelLoading = ModelLoading()
     """Of the teacher; it is loaded only for samples that were not captured."""
     preprocessing: Preprocessing = Preprocessing()
-    codec: Literal["moment", "hidden"] = "moment"
+    codec: Literal["moment", "moment-int8", "hidden", "hidden-int8", "sampled"] = "moment"
     dtype: Dtype = "bfloat16"
-    """Of the stored vectors; entropies are always float32."""
+    """Of the vectors that `moment` and `hidden` store; entropies are always float32."""
+    samples: int = Field(default=32, ge=1)
+    """Token ids that `sampled` stores of every token and layer."""
+    seed: int = 0
+    """Of the random numbers of `sampled`."""
     layers: Literal["all", "last"] = "all"
     """`last` caches the ordinary final output alone and needs no verbalizer."""
     shard_samples: int = Field(default=256, ge=1)
     micro_batch_size: Annotated[int, Incidental()] = Field(default=8, ge=1)
+
+    @property
+    def layout_codec(self) -> str:
+        """The codec's name in the cache, with the number of samples where it has one."""
+        return f"{self.codec}-{self.samples}" if self.codec == "sampled" else self.codec
 
 
 class InteractionSettings(Settings):

@@ -182,6 +182,42 @@ def moment_target(x_teacher: Tensor, teacher: Head, student: Head, *, chunk_byte
     return Target(means.row, means.entropy, means.bias)
 
 
+@torch.no_grad()
+def spread_ids(
+    x_teacher: Tensor, teacher: Head, count: int, uniform: Tensor, *, chunk_bytes: int = CHUNK_BYTES
+) -> tuple[Tensor, Tensor]:
+    """Token ids spread evenly over a teacher layer's distribution.
+
+    The k-th id of a token is where its cumulative probability passes (uniform + k) / count. Over a
+    uniform random number every id occurs `count` times its probability on average, so that the mean
+    of any vector over the ids is unbiased, with less variance than independent draws have.
+
+    Args:
+        x_teacher: [N, d_t], an input of the teacher's head.
+        teacher: [V, d_t].
+        count: K, ids a token.
+        uniform: [N] float64 in [0, 1).
+        chunk_bytes: memory for one chunk of float32 logits.
+
+    Returns:
+        [N, K] int64, increasing, and the exact entropies [N] float32.
+    """
+    ids, entropies = [], []
+    steps = torch.arange(count, dtype=torch.float64, device=x_teacher.device)
+    with torch.autocast(x_teacher.device.type, enabled=False):
+        for chunk in _chunks(len(x_teacher), len(teacher.weight), chunk_bytes):
+            logits = float32_product(x_teacher[chunk].float(), teacher.weight.T)
+            if teacher.bias is not None:
+                logits += teacher.bias
+            log_q = logits.log_softmax(dim=1)
+            q = log_q.exp()
+            entropies.append(-(q * log_q).sum(dim=1))
+            reached = q.cumsum(dim=1, dtype=torch.float64)
+            wanted = (uniform.to(steps.device)[chunk, None] + steps) / count * reached[:, -1:]
+            ids.append(torch.searchsorted(reached, wanted, right=True).clamp_max_(len(teacher.weight) - 1))
+    return torch.cat(ids), torch.cat(entropies)
+
+
 def trained_cross_entropy(
     x: Tensor, head: Head, labels: Tensor, *, vocabulary: int, chunk_bytes: int = CHUNK_BYTES
 ) -> tuple[Tensor, Tensor]:
