@@ -121,7 +121,7 @@ class Hidden:
 
     def decode(self, fields: Sequence[Tensor], student: Head) -> Target:
         """Apply the teacher's head now."""
-        return moment_target(self.states(fields).to(self._teacher.weight.dtype), self._teacher, student)
+        return moment_target(self.states(fields), self._teacher, student)
 
 
 class Moment:

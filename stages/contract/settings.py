@@ -128,8 +128,8 @@ class Schedule(Settings):
     checkpoint_every_steps: Annotated[int, Incidental()] = Field(default=500, ge=1)
     loader_threads: Annotated[int, Incidental()] = Field(default=1, ge=1)
     """Threads that read, decode and encode the coming steps' samples while a step runs."""
-    logits_chunk_mb: Annotated[int, Incidental()] = Field(default=64, ge=1)
-    """Memory for the logits that exist at one time, MiB."""
+    logits_chunk_mb: Annotated[int, Incidental()] = Field(default=128, ge=1)
+    """Memory for the logits that exist at one time and for what is made of them, MiB."""
 
     @property
     def logits_chunk_bytes(self) -> int:
