@@ -51,7 +51,7 @@ class CaptureWorker:
             return done
         encoded, bad = encode_all(self._teacher.encoder, samples)
         rows: dict[str, Row] = {}
-        for group, states in self._teacher.states(encoded, self._blocks, self._settings.micro_batch_size, bad):
+        for group, states in self._teacher.states(encoded, self._blocks, self._settings.micro_batch_tokens, bad):
             layers = [[tensor] for tensor in (*states.targets, states.last)]
             rows |= rows_of(group, layers, self._layout.fields)
         return write_shard(path, self._layout, [rows[s.id] for s in samples if s.id in rows], bad)

@@ -39,6 +39,7 @@ from stages.contract.files import (
 from stages.contract.job import main
 from stages.contract.settings import PrecomputeSettings
 from stages.data.encoding import Encoded, Encoder, encode_all
+from stages.data.packing import pack
 from stages.data.sample import BadLine, Sample, read_samples
 from stages.models.backbone import States, default_device, load_processor
 from stages.models.readout import Readout, save_head
@@ -82,10 +83,10 @@ class PrecomputeWorker:
 
     def _states(self, encoded: list[Encoded], bad: list[BadLine]) -> Iterator[tuple[list[Encoded], States]]:
         """Captured states where they exist, else the teacher's."""
-        size = self._settings.micro_batch_size
+        size = self._settings.micro_batch_tokens
         captured = [sample for sample in encoded if sample.sample.id in self._captured]
-        for start in range(0, len(captured), size):
-            group = captured[start : start + size]
+        for indices in pack([len(sample.response_ids) for sample in captured], max_tokens=size):
+            group = [captured[i] for i in indices]
             yield group, self._captured_states(group)
         missing = [sample for sample in encoded if sample.sample.id not in self._captured]
         if missing:

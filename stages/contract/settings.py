@@ -219,7 +219,8 @@ class CaptureSettings(Settings):
     seed: int = 0
     shard_samples: int = Field(default=256, ge=1)
     """Samples in one Parquet file."""
-    micro_batch_size: Annotated[int, Incidental()] = Field(default=8, ge=1)
+    micro_batch_tokens: Annotated[int, Incidental()] = Field(default=8192, ge=1)
+    """Padded tokens of one forward pass; samples of similar length share one."""
 
 
 class VerbalizationSettings(Settings):
@@ -249,7 +250,8 @@ class PrecomputeSettings(Settings):
     layers: Literal["all", "last"] = "all"
     """`last` caches the ordinary final output alone and needs no verbalizer."""
     shard_samples: int = Field(default=256, ge=1)
-    micro_batch_size: Annotated[int, Incidental()] = Field(default=8, ge=1)
+    micro_batch_tokens: Annotated[int, Incidental()] = Field(default=8192, ge=1)
+    """Padded tokens of one forward pass; samples of similar length share one."""
 
     @property
     def layout_codec(self) -> str:
@@ -290,7 +292,8 @@ class EvaluationSettings(Settings):
     max_new_tokens: int = Field(default=64, ge=1)
     num_beams: int = Field(default=1, ge=1)
     shard_samples: Annotated[int, Incidental()] = Field(default=64, ge=1)
-    micro_batch_size: Annotated[int, Incidental()] = Field(default=8, ge=1)
+    micro_batch_tokens: Annotated[int, Incidental()] = Field(default=8192, ge=1)
+    """Padded tokens of one forward pass; samples of similar length share one."""
 
 
 class ScratchModel(Settings):

@@ -9,9 +9,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from stages.data.encoding import Batch, Encoder, collate, encode_all
+from stages.data.packing import pack
 from stages.data.sample import BadLine
 from stages.training.objective import Objective
-from stages.training.order import Order, pack
+from stages.training.order import Order
 
 
 @dataclass(frozen=True)
