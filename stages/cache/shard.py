@@ -27,7 +27,7 @@ ROW_GROUP_BYTES = 2**20
 RAW_STATES = "states"
 """What the layout of captured hidden states names instead of a codec."""
 _METADATA_KEY = b"vlsi"
-_COLUMNS = ("id", "response_ids", "checksum")
+_COLUMNS = ("id", "signature", "response_ids", "checksum")
 
 
 @dataclass(frozen=True)
@@ -68,16 +68,21 @@ class Layout:
 
 @dataclass(frozen=True)
 class Row:
-    """One sample of a cache: its response token ids and one blob per layer."""
+    """One sample of a cache: what was seen of it, its response token ids and one blob per layer.
+
+    Attributes:
+        signature: of the encoded sample, to compare with another model's view of it.
+    """
 
     id: str
+    signature: str
     response_ids: tuple[int, ...]
     blobs: tuple[bytes, ...]
 
     @property
     def checksum(self) -> int:
-        """CRC-32 over id, response token ids and all blobs."""
-        total = zlib.crc32(f"{self.id} {self.response_ids}".encode())
+        """CRC-32 over id, signature, response token ids and all blobs."""
+        total = zlib.crc32(f"{self.id} {self.signature} {self.response_ids}".encode())
         for blob in self.blobs:
             total = zlib.crc32(blob, total)
         return total
@@ -105,7 +110,9 @@ def rows_of(samples: Sequence[Encoded], layers: Sequence[list[Tensor]], fields: 
     responses = [tuple(sample.response_ids.tolist()) for sample in samples]
     columns = [to_blobs(tensors, fields, [len(ids) for ids in responses]) for tensors in layers]
     blobs = zip(*columns, strict=True)
-    return {s.sample.id: Row(s.sample.id, ids, b) for s, ids, b in zip(samples, responses, blobs, strict=True)}
+    return {
+        s.sample.id: Row(s.sample.id, s.signature, ids, b) for s, ids, b in zip(samples, responses, blobs, strict=True)
+    }
 
 
 def shard_path(folder: Path, index: int) -> Path:
@@ -117,6 +124,7 @@ def write_shard(path: Path, layout: Layout, rows: list[Row], bad: list[BadLine])
     """Write a shard whole, and sum it up."""
     columns: dict[str, Any] = {
         "id": pa.array([row.id for row in rows], pa.string()),
+        "signature": pa.array([row.signature for row in rows], pa.string()),
         "response_ids": pa.array([list(row.response_ids) for row in rows], pa.list_(pa.int32())),
         "checksum": pa.array([row.checksum for row in rows], pa.uint32()),
     }
@@ -188,7 +196,10 @@ def read_rows(file: pq.ParquetFile, group: int, layout: Layout, path: Path) -> l
         table = file.read_row_group(group, columns=[*_COLUMNS, *layout.layers])
         table.validate(full=True)
         read = [
-            (Row(v["id"], tuple(v["response_ids"]), tuple(v[layer] for layer in layout.layers)), v["checksum"])
+            (
+                Row(v["id"], v["signature"], tuple(v["response_ids"]), tuple(v[layer] for layer in layout.layers)),
+                v["checksum"],
+            )
             for v in table.to_pylist()
         ]
     except Exception as error:  # a damaged page can make the parser raise anything

@@ -32,7 +32,7 @@ def make_row(name: str, tokens: int, *, layout: Layout = LAYOUT) -> Row:
     for _ in layout.layers:
         tensors = [torch.randn(tokens, field.width, generator=generator) for field in layout.fields]
         blobs += to_blobs(tensors, layout.fields, [tokens])
-    return Row(name, tuple(range(100, 100 + tokens)), tuple(blobs))
+    return Row(name, f"{tokens} tokens", tuple(range(100, 100 + tokens)), tuple(blobs))
 
 
 def make_rows(*names: str) -> list[Row]:
@@ -180,7 +180,7 @@ def test_exchanged_blobs_are_found(path: Path) -> None:
 def test_a_flipped_byte_on_disk_is_found_and_its_sample_named(tmp_path: Path) -> None:
     """In the middle of sample b's first blob: bytes that do not compress lie in the file as they are."""
     source = random.Random(0)
-    rows = [Row(name, (100, 101), tuple(source.randbytes(300) for _ in LAYOUT.layers)) for name in "abc"]
+    rows = [Row(name, "2 tokens", (100, 101), tuple(source.randbytes(300) for _ in LAYOUT.layers)) for name in "abc"]
     path = shard_path(tmp_path, 0)
     write_shard(path, LAYOUT, rows, [])
     place = path.read_bytes().index(rows[1].blobs[0]) + 150
