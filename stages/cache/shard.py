@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,15 @@ from stages.data.encoding import Encoded
 from stages.data.sample import BadLine
 
 ROW_GROUP_BYTES = 2**20
+WAY_OUT = "the shard is set aside, and the next run makes it anew"
 RAW_STATES = "states"
 """What the layout of captured hidden states names instead of a codec."""
 _METADATA_KEY = b"vlsi"
 _COLUMNS = ("id", "signature", "response_ids", "checksum")
+
+
+class DamagedShard(ArtifactError):
+    """A shard is not what was written."""
 
 
 @dataclass(frozen=True)
@@ -157,15 +163,25 @@ def open_shard(path: Path) -> tuple[pq.ParquetFile, Layout]:
     """Open a shard of a cache for reading by row group.
 
     Raises:
-        ArtifactError: the file is not a shard of this program's version.
+        DamagedShard: the file is not what was written.
+        ArtifactError: another version of the cache wrote it.
     """
     file, metadata = _open(path)
     return file, Layout.from_json(metadata["layout"], path)
 
 
 def summarize(path: Path) -> ShardSummary | None:
-    """What the shard at `path` holds, or None if it is not there."""
-    return _summary(path) if path.is_file() else None
+    """What the shard at `path` holds, or None if it is not there or cannot be read, and so has to be made."""
+    try:
+        return _summary(path) if path.is_file() else None
+    except DamagedShard:
+        return None
+
+
+def set_aside(path: Path) -> None:
+    """Take a damaged shard out of its cache, so that the next run makes this one anew."""
+    with suppress(OSError):
+        path.rename(path.with_suffix(".damaged"))
 
 
 def _summary(path: Path) -> ShardSummary:
@@ -182,7 +198,7 @@ def _open(path: Path) -> tuple[pq.ParquetFile, dict[str, Any]]:
         if zlib.crc32(json.dumps(metadata["content"]).encode()) != metadata["checksum"]:
             raise ValueError("its metadata is not what was written")
     except Exception as error:  # a damaged footer can make the parser raise anything
-        raise ArtifactError(f"{path} cannot be read as a shard: {error}; rebuild the shard") from error
+        raise DamagedShard(f"{path} cannot be read as a shard: {error}; {WAY_OUT}") from error
     return file, metadata["content"]
 
 
@@ -190,7 +206,7 @@ def read_rows(file: pq.ParquetFile, group: int, layout: Layout, path: Path) -> l
     """The rows of one row group, verified.
 
     Raises:
-        ArtifactError: a row is not what was written; file and sample are named.
+        DamagedShard: a row is not what was written; file and sample are named.
     """
     try:
         table = file.read_row_group(group, columns=[*_COLUMNS, *layout.layers])
@@ -203,10 +219,10 @@ def read_rows(file: pq.ParquetFile, group: int, layout: Layout, path: Path) -> l
             for v in table.to_pylist()
         ]
     except Exception as error:  # a damaged page can make the parser raise anything
-        raise ArtifactError(f"{path}: row group {group} cannot be read: {error!r}; rebuild the shard") from error
+        raise DamagedShard(f"{path}: row group {group} cannot be read: {error!r}; {WAY_OUT}") from error
     for row, checksum in read:
         if row.checksum != checksum:
-            raise ArtifactError(f"{path}: the checksum of sample {row.id} does not fit its data; rebuild the shard")
+            raise DamagedShard(f"{path}: the checksum of sample {row.id} does not fit its data; {WAY_OUT}")
     return [row for row, _ in read]
 
 
