@@ -26,12 +26,14 @@ class Decision:
     Attributes:
         node: the node.
         reasons: why it runs; empty if it is reused.
+        repair: whether it runs only because files of its artifact are gone; what was made from it stays.
         artifact: what is committed at its place, outdated or not.
     """
 
     node: Node
     reasons: tuple[str, ...]
     artifact: Artifact | None
+    repair: bool = False
 
     @property
     def reused(self) -> bool:
@@ -91,7 +93,8 @@ def decide(graph: Graph, store: Store, record: RunRecord, selection: Selection =
     for node in graph.nodes:
         artifact = store.artifact(node)
         reasons = tuple(_reasons(node, artifact, decisions, forced, store.last_artifact(node, record)))
-        decisions[node.key] = Decision(node, reasons, artifact)
+        damage = tuple(f"{file} is damaged or missing" for file in (artifact.damage() if artifact else ()))
+        decisions[node.key] = Decision(node, reasons or damage, artifact, repair=not reasons and bool(damage))
     chosen = [decisions[node.key] for node in graph.nodes if node.key in selected]
     for decision in chosen:
         _inputs_are_there(decision, decisions, selected)
@@ -120,7 +123,7 @@ def _reasons(
     for name, source in node.inputs.items():
         if not isinstance(source, Node):
             continue
-        if not upstream[source.key].reused:
+        if not upstream[source.key].reused and not upstream[source.key].repair:
             yield f"because {source.key} is"
         elif before.manifest.identity["inputs"].get(name) != source.fingerprint:
             yield f"{name} is another one than before"

@@ -171,7 +171,7 @@ class Experiment(Section):
                 f"precompute.layers: 'last' caches no intermediate layer, but {wanted} compares with them; "
                 "set precompute.layers=all or interaction.losses.intermediate=none"
             )
-        if self.precompute.codec != "hidden" and losses.intermediate == "feature-l2":
+        if not self.precompute.codec.startswith("hidden") and losses.intermediate == "feature-l2":
             raise ValueError(
                 f"precompute.codec: {self.precompute.codec!r} keeps no hidden state, but "
                 "interaction.losses.intermediate=feature-l2 compares hidden states; set precompute.codec=hidden"

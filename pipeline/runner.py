@@ -99,7 +99,8 @@ class Runner:
         environment: dict[str, str] = {}
         for observer in self._observers:
             environment |= observer.started(node)
-        job = node.job(self._settings.resources_of(node.key), force=decision.artifact is not None)
+        force = decision.artifact is not None and not decision.repair
+        job = node.job(self._settings.resources_of(node.key), force=force)
         return job, self._store.log_file(node), environment
 
     def _finish(self, node: Node, future: Future[None], outcome: Outcome) -> None:

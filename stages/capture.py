@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from stages.cache.codecs import Field
-from stages.cache.shard import Layout, Row, ShardSummary, rows_of, summarize, write_shard
+from stages.cache.shard import RAW_STATES, Layout, Row, ShardSummary, rows_of, summarize, write_shard
 from stages.cluster import run_over_shards
 from stages.contract import Job
 from stages.contract.files import LAST_LAYER, READOUT_FOLDER, STATES_FOLDER, block_column
@@ -42,7 +42,7 @@ class CaptureWorker:
         backbone = self._teacher.backbone
         self._blocks = resolve_target_layers(self._settings.target_layers, len(backbone.blocks))
         columns = (*map(block_column, self._blocks), LAST_LAYER)
-        self._layout = Layout("states", columns, (Field(backbone.width, getattr(torch, self._settings.dtype)),))
+        self._layout = Layout(RAW_STATES, columns, (Field(backbone.width, getattr(torch, self._settings.dtype)),))
 
     def work(self, path: Path, samples: list[Sample]) -> ShardSummary:
         """Run the teacher over one shard's samples."""
@@ -51,7 +51,7 @@ class CaptureWorker:
             return done
         encoded, bad = encode_all(self._teacher.encoder, samples)
         rows: dict[str, Row] = {}
-        for group, states in self._teacher.states(encoded, self._blocks, self._settings.micro_batch_size, bad):
+        for group, states in self._teacher.states(encoded, self._blocks, self._settings.micro_batch_tokens, bad):
             layers = [[tensor] for tensor in (*states.targets, states.last)]
             rows |= rows_of(group, layers, self._layout.fields)
         return write_shard(path, self._layout, [rows[s.id] for s in samples if s.id in rows], bad)

@@ -25,6 +25,7 @@ from stages.contract.files import PREDICTIONS_FOLDER
 from stages.contract.job import main
 from stages.contract.settings import EvaluationSettings
 from stages.data.encoding import Encoded, Encoder, collate_prompts, encode_all
+from stages.data.packing import pack
 from stages.data.sample import Sample, read_samples
 from stages.models.backbone import Backbone, load_processor
 
@@ -56,11 +57,11 @@ class EvaluationWorker:
 
     def _groups(self, encoded: Sequence[Encoded]) -> Iterator[list[Encoded]]:
         """Samples for one `generate` call: of similar length, all with pictures or all without."""
-        size = self._settings.micro_batch_size
         for has_images in (True, False):
             alike = [sample for sample in encoded if bool(sample.sample.images) == has_images]
-            alike.sort(key=lambda sample: len(sample.input_ids))
-            yield from (alike[start : start + size] for start in range(0, len(alike), size))
+            lengths = [len(sample.input_ids) + self._settings.max_new_tokens for sample in alike]
+            for indices in pack(lengths, max_tokens=self._settings.micro_batch_tokens):
+                yield [alike[i] for i in indices]
 
     @torch.no_grad()
     def _answer(self, group: Sequence[Encoded]) -> list[tuple[Sample, str]]:

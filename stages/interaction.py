@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.cache.codecs import Codec, Hidden, Moment
+from stages.cache.codecs import Hidden, make_codec
 from stages.cache.reader import CacheReader
 from stages.contract import Job, StageError, read_journal
 from stages.contract.files import (
@@ -53,29 +53,30 @@ class TeacherTargets:
         self.reader = CacheReader(folder / TARGETS_FOLDER)
         layout = self.reader.layout
         self.blocks = [column_block(column) for column in layout.layers if column != LAST_LAYER]
-        head, dtype = student.readout.head_rows(vocabulary), layout.fields[0].dtype
-        self._codec: Codec = Moment(dtype, None, head)
-        if layout.codec == Hidden.name:
-            self._codec = Hidden(dtype, load_head(folder / TEACHER_HEAD_FILE, student.device))
-        if self._codec.fields != layout.fields:
+        head = folder / TEACHER_HEAD_FILE
+        teacher = load_head(head, student.device) if head.exists() else None
+        self.codec = make_codec(layout.codec, layout.fields[-1].dtype, teacher, student.readout.head_rows(vocabulary))
+        if self.codec.fields != layout.fields:
             raise StageError(
-                f"interaction: the cache holds {layout.fields} a token, this student needs {self._codec.fields}; "
+                f"interaction: the cache holds {layout.fields} a token, this student needs {self.codec.fields}; "
                 "it was precomputed for another student"
             )
 
     def last(self, batch: Batch, student: Head) -> Target:
         """The ordinary final output: moments [N, d]."""
-        return self._codec.decode(batch.cached[-1], student)
+        return self.codec.decode(batch.cached[-1], student)
 
     def intermediate(self, batch: Batch, student: Head) -> Target:
         """The target layers, stacked: moments [t_l, N, d]."""
-        decoded = [self._codec.decode(fields, student) for fields in batch.cached[:-1]]
+        decoded = [self.codec.decode(fields, student) for fields in batch.cached[:-1]]
         moments, entropies, biases = zip(*decoded, strict=True)
         return Target(torch.stack(moments), torch.stack(entropies), None if biases[0] is None else torch.stack(biases))
 
     def features(self, batch: Batch) -> Tensor:
         """The verbalized states themselves, [t_l, N, d_t]; only the `hidden` codec keeps them."""
-        return torch.stack([fields[0].float() for fields in batch.cached[:-1]])
+        if not isinstance(self.codec, Hidden):
+            raise TypeError(f"the {self.codec.name} codec keeps no states")
+        return torch.stack([self.codec.states(fields) for fields in batch.cached[:-1]])
 
 
 class InteractionObjective(StudentObjective):
@@ -203,7 +204,7 @@ class InteractionObjective(StudentObjective):
         """[D] Features of different widths are compared after a learned linear map of the student's."""
         if self._losses.intermediate != "feature-l2" or self._teacher is None or self.verbalizers is None:
             return None
-        if self._teacher.reader.layout.codec != Hidden.name:
+        if not isinstance(self._teacher.codec, Hidden):
             raise StageError("interaction: losses.intermediate `feature-l2` needs precompute.codec `hidden`")
         width = self._teacher.reader.layout.fields[0].width
         maps = [nn.Linear(self._student.width, width, bias=False) for _ in self.verbalizers.target_layers]

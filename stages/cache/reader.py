@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stages.cache.codecs import from_blob
-from stages.cache.shard import Layout, Row, open_shard, read_rows
+from stages.cache.shard import DamagedShard, Layout, Row, open_shard, read_rows, set_aside
 from stages.contract.artifact import ArtifactError
 
 ROW_GROUPS_IN_MEMORY = 256
@@ -35,9 +36,10 @@ class CacheReader:
         self._places: dict[str, tuple[int, int, int]] = {}
         layouts: list[Layout] = []
         for path in sorted(folder.glob("*.parquet")):
-            file, layout = open_shard(path)
+            with _damaged_set_aside(path):
+                file, layout = open_shard(path)
+                self._index(path, file)
             layouts.append(layout)
-            self._index(path, file)
         if not layouts or any(layout != layouts[0] for layout in layouts):
             raise ArtifactError(f"{folder}: expected shards of one layout, found {len(layouts)} shards")
         self.layout = layouts[0]
@@ -106,5 +108,14 @@ class CacheReader:
 
     def _read_group(self, file: int, group: int) -> list[Row]:
         path, parquet = self._files[file]
-        with self._lock:
+        with self._lock, _damaged_set_aside(path):
             return read_rows(parquet, group, self.layout, path)
+
+
+@contextmanager
+def _damaged_set_aside(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except DamagedShard:
+        set_aside(path)
+        raise

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,15 @@ from stages.data.encoding import Encoded
 from stages.data.sample import BadLine
 
 ROW_GROUP_BYTES = 2**20
+WAY_OUT = "the shard is set aside, and the next run makes it anew"
+RAW_STATES = "states"
+"""What the layout of captured hidden states names instead of a codec."""
 _METADATA_KEY = b"vlsi"
-_COLUMNS = ("id", "response_ids", "checksum")
+_COLUMNS = ("id", "signature", "response_ids", "checksum")
+
+
+class DamagedShard(ArtifactError):
+    """A shard is not what was written."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,7 @@ class Layout:
     """How the blobs of a cache are to be read.
 
     Attributes:
-        codec: name of the codec, or `states` for raw hidden states.
+        codec: name of the codec, or `RAW_STATES`.
         layers: column names in order, one per cached layer; the last one is the head's input.
         fields: the arrays of every blob.
     """
@@ -55,9 +63,10 @@ class Layout:
             ArtifactError: another version of the cache wrote it.
         """
         if data["version"] != CODEC_VERSION:
+            stage = "capture" if data["codec"] == RAW_STATES else "precompute"
             raise ArtifactError(
                 f"{path}: codec version {data['version']}, this program reads version {CODEC_VERSION}; "
-                "rebuild with `vlsi run --force`"
+                f"rebuild with `vlsi run --force {stage}`"
             )
         fields = tuple(Field(width, getattr(torch, dtype)) for width, dtype in data["fields"])
         return cls(data["codec"], tuple(data["layers"]), fields)
@@ -65,16 +74,21 @@ class Layout:
 
 @dataclass(frozen=True)
 class Row:
-    """One sample of a cache: its response token ids and one blob per layer."""
+    """One sample of a cache: what was seen of it, its response token ids and one blob per layer.
+
+    Attributes:
+        signature: of the encoded sample, to compare with another model's view of it.
+    """
 
     id: str
+    signature: str
     response_ids: tuple[int, ...]
     blobs: tuple[bytes, ...]
 
     @property
     def checksum(self) -> int:
-        """CRC-32 over id, response token ids and all blobs."""
-        total = zlib.crc32(f"{self.id} {self.response_ids}".encode())
+        """CRC-32 over id, signature, response token ids and all blobs."""
+        total = zlib.crc32(f"{self.id} {self.signature} {self.response_ids}".encode())
         for blob in self.blobs:
             total = zlib.crc32(blob, total)
         return total
@@ -102,7 +116,9 @@ def rows_of(samples: Sequence[Encoded], layers: Sequence[list[Tensor]], fields: 
     responses = [tuple(sample.response_ids.tolist()) for sample in samples]
     columns = [to_blobs(tensors, fields, [len(ids) for ids in responses]) for tensors in layers]
     blobs = zip(*columns, strict=True)
-    return {s.sample.id: Row(s.sample.id, ids, b) for s, ids, b in zip(samples, responses, blobs, strict=True)}
+    return {
+        s.sample.id: Row(s.sample.id, s.signature, ids, b) for s, ids, b in zip(samples, responses, blobs, strict=True)
+    }
 
 
 def shard_path(folder: Path, index: int) -> Path:
@@ -114,6 +130,7 @@ def write_shard(path: Path, layout: Layout, rows: list[Row], bad: list[BadLine])
     """Write a shard whole, and sum it up."""
     columns: dict[str, Any] = {
         "id": pa.array([row.id for row in rows], pa.string()),
+        "signature": pa.array([row.signature for row in rows], pa.string()),
         "response_ids": pa.array([list(row.response_ids) for row in rows], pa.list_(pa.int32())),
         "checksum": pa.array([row.checksum for row in rows], pa.uint32()),
     }
@@ -146,15 +163,25 @@ def open_shard(path: Path) -> tuple[pq.ParquetFile, Layout]:
     """Open a shard of a cache for reading by row group.
 
     Raises:
-        ArtifactError: the file is not a shard of this program's version.
+        DamagedShard: the file is not what was written.
+        ArtifactError: another version of the cache wrote it.
     """
     file, metadata = _open(path)
     return file, Layout.from_json(metadata["layout"], path)
 
 
 def summarize(path: Path) -> ShardSummary | None:
-    """What the shard at `path` holds, or None if it is not there."""
-    return _summary(path) if path.is_file() else None
+    """What the shard at `path` holds, or None if it is not there or cannot be read, and so has to be made."""
+    try:
+        return _summary(path) if path.is_file() else None
+    except DamagedShard:
+        return None
+
+
+def set_aside(path: Path) -> None:
+    """Take a damaged shard out of its cache, so that the next run makes this one anew."""
+    with suppress(OSError):
+        path.rename(path.with_suffix(".damaged"))
 
 
 def _summary(path: Path) -> ShardSummary:
@@ -171,7 +198,7 @@ def _open(path: Path) -> tuple[pq.ParquetFile, dict[str, Any]]:
         if zlib.crc32(json.dumps(metadata["content"]).encode()) != metadata["checksum"]:
             raise ValueError("its metadata is not what was written")
     except Exception as error:  # a damaged footer can make the parser raise anything
-        raise ArtifactError(f"{path} cannot be read as a shard: {error}; rebuild the shard") from error
+        raise DamagedShard(f"{path} cannot be read as a shard: {error}; {WAY_OUT}") from error
     return file, metadata["content"]
 
 
@@ -179,20 +206,23 @@ def read_rows(file: pq.ParquetFile, group: int, layout: Layout, path: Path) -> l
     """The rows of one row group, verified.
 
     Raises:
-        ArtifactError: a row is not what was written; file and sample are named.
+        DamagedShard: a row is not what was written; file and sample are named.
     """
     try:
         table = file.read_row_group(group, columns=[*_COLUMNS, *layout.layers])
         table.validate(full=True)
         read = [
-            (Row(v["id"], tuple(v["response_ids"]), tuple(v[layer] for layer in layout.layers)), v["checksum"])
+            (
+                Row(v["id"], v["signature"], tuple(v["response_ids"]), tuple(v[layer] for layer in layout.layers)),
+                v["checksum"],
+            )
             for v in table.to_pylist()
         ]
     except Exception as error:  # a damaged page can make the parser raise anything
-        raise ArtifactError(f"{path}: row group {group} cannot be read: {error!r}; rebuild the shard") from error
+        raise DamagedShard(f"{path}: row group {group} cannot be read: {error!r}; {WAY_OUT}") from error
     for row, checksum in read:
         if row.checksum != checksum:
-            raise ArtifactError(f"{path}: the checksum of sample {row.id} does not fit its data; rebuild the shard")
+            raise DamagedShard(f"{path}: the checksum of sample {row.id} does not fit its data; {WAY_OUT}")
     return [row for row, _ in read]
 
 

@@ -19,6 +19,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from stages.contract.files import JOB_FILE, JOURNAL_FILE
+
 MANIFEST_FILE = "manifest.json"
 WORK_SUFFIX = ".partial"
 SCRATCH_FOLDER = "scratch"
@@ -90,6 +92,11 @@ class Manifest(BaseModel):
             mlflow_run_id=os.environ.get("MLFLOW_RUN_ID"),
         )
 
+    def has_result_of(self, other: Manifest) -> bool:
+        """Whether all files are those of another manifest, but for what tells of the run itself."""
+        ours, theirs = ({file for file in m.files if file.path not in (JOB_FILE, JOURNAL_FILE)} for m in (self, other))
+        return ours == theirs
+
 
 @dataclass(frozen=True)
 class Artifact:
@@ -97,6 +104,10 @@ class Artifact:
 
     path: Path
     manifest: Manifest
+
+    def damage(self) -> list[str]:
+        """Files that are missing or have another size than was committed; contents are not read."""
+        return [file.path for file in self.manifest.files if _size(self.path / file.path) != file.bytes]
 
     def verify(self) -> None:
         """Read every file and compare it with the manifest.
@@ -139,12 +150,21 @@ def prepare_work(place: Path, *, fresh: bool, identity: str) -> Path:
     """Make or take up the work folder of `place`; a fresh attempt starts from nothing."""
     work = work_folder(place)
     owner = work / _OWNER_FILE
-    attempt = f"{identity} {'forced' if fresh else 'first'}"
+    attempt = _attempt(identity, fresh=fresh)
     if work.exists() and not (owner.is_file() and owner.read_text() == attempt):
         shutil.rmtree(work)
     work.mkdir(parents=True, exist_ok=True)
     owner.write_text(attempt)
     return work
+
+
+def reopen(artifact: Artifact, *, identity: str) -> None:
+    """Make a damaged artifact the work folder again, so that its stage makes what is missing and no more."""
+    work = work_folder(artifact.path)
+    shutil.rmtree(work, ignore_errors=True)
+    (artifact.path / _OWNER_FILE).write_text(_attempt(identity, fresh=False))
+    artifact.path.rename(work)
+    (work / MANIFEST_FILE).unlink()
 
 
 def commit(work: Path, place: Path, manifest: Manifest) -> None:
@@ -185,6 +205,14 @@ def file_sha256(path: Path) -> str:
 def canonical_json(value: Any) -> str:
     """One spelling for one value, in every process."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
+
+
+def _attempt(identity: str, *, fresh: bool) -> str:
+    return f"{identity} {'forced' if fresh else 'first'}"
 
 
 def _result_files(folder: Path) -> list[Path]:

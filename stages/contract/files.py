@@ -1,5 +1,9 @@
 """Names of what stages leave for each other inside their artifacts."""
 
+JOB_FILE = "job.json"
+"""Any stage: what it was told."""
+JOURNAL_FILE = "metrics.jsonl"
+"""Any stage: what it measured, step by step."""
 STATES_FOLDER = "states"
 """Capture: shards of the teacher's raw hidden states."""
 READOUT_FOLDER = "teacher"

@@ -22,9 +22,9 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
 
 from stages.contract import settings as s
-from stages.contract.artifact import ArtifactError, Manifest, commit, open_artifact, prepare_work
+from stages.contract.artifact import ArtifactError, Manifest, commit, open_artifact, prepare_work, reopen
+from stages.contract.files import JOB_FILE
 
-JOB_FILE = "job.json"
 S = TypeVar("S", bound=s.Settings)
 
 
@@ -65,7 +65,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "capture",
-            1,
+            2,
             "run the teacher over some samples, keep its hidden states at response tokens",
             s.CaptureSettings,
             ("teacher", "samples"),
@@ -79,7 +79,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "precompute",
-            1,
+            2,
             "cache what every teacher layer says about every response token",
             s.PrecomputeSettings,
             ("capture", "verbalization", "teacher", "student", "samples"),
@@ -194,11 +194,15 @@ Run = Callable[[Job, Path], dict[str, Any]]
 def execute(job: Job, run: Run) -> Manifest:
     """Carry out a job: the committed artifact if there is one, else run the stage and commit.
 
-    A stage that was interrupted finds its own work folder again, with its checkpoints.
+    A stage that was interrupted finds its own work folder again, with its checkpoints. An artifact that
+    has lost a file becomes a work folder again; if its result then is what it was, so is its date.
     """
     output = Path(job.output)
-    if not job.force and (done := open_artifact(output)) is not None:
+    done = None if job.force else open_artifact(output)
+    if done is not None and not done.damage():
         return done.manifest
+    if done is not None:
+        reopen(done, identity=job.fingerprint)
     work = prepare_work(output, fresh=job.force, identity=job.fingerprint)
     (work / JOB_FILE).write_text(job.model_dump_json(indent=2))
     started = time.time()
@@ -212,6 +216,9 @@ def execute(job: Job, run: Run) -> Manifest:
         summary=summary,
         started=started,
     )
+    if done is not None and manifest.has_result_of(done.manifest):
+        dates = {"started": done.manifest.started, "duration_seconds": done.manifest.duration_seconds}
+        manifest = manifest.model_copy(update=dates)
     commit(work, output, manifest)
     return manifest
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-JOURNAL_FILE = "metrics.jsonl"
+from stages.contract.files import JOURNAL_FILE
 
 
 class Journal:

@@ -128,8 +128,8 @@ class Schedule(Settings):
     checkpoint_every_steps: Annotated[int, Incidental()] = Field(default=500, ge=1)
     loader_threads: Annotated[int, Incidental()] = Field(default=1, ge=1)
     """Threads that read, decode and encode the coming steps' samples while a step runs."""
-    logits_chunk_mb: Annotated[int, Incidental()] = Field(default=64, ge=1)
-    """Memory for the logits that exist at one time, MiB."""
+    logits_chunk_mb: Annotated[int, Incidental()] = Field(default=128, ge=1)
+    """Memory for the logits that exist at one time and for what is made of them, MiB."""
 
     @property
     def logits_chunk_bytes(self) -> int:
@@ -219,7 +219,8 @@ class CaptureSettings(Settings):
     seed: int = 0
     shard_samples: int = Field(default=256, ge=1)
     """Samples in one Parquet file."""
-    micro_batch_size: Annotated[int, Incidental()] = Field(default=8, ge=1)
+    micro_batch_tokens: Annotated[int, Incidental()] = Field(default=8192, ge=1)
+    """Padded tokens of one forward pass; samples of similar length share one."""
 
 
 class VerbalizationSettings(Settings):
@@ -239,13 +240,23 @@ class PrecomputeSettings(Settings):
     model: ModelLoading = ModelLoading()
     """Of the teacher; it is loaded only for samples that were not captured."""
     preprocessing: Preprocessing = Preprocessing()
-    codec: Literal["moment", "hidden"] = "moment"
+    codec: Literal["moment", "moment-int8", "hidden", "hidden-int8", "sampled"] = "moment"
     dtype: Dtype = "bfloat16"
-    """Of the stored vectors; entropies are always float32."""
+    """Of the vectors that `moment` and `hidden` store; entropies are always float32."""
+    samples: int = Field(default=32, ge=1)
+    """Token ids that `sampled` stores of every token and layer."""
+    seed: int = 0
+    """Of the random numbers of `sampled`."""
     layers: Literal["all", "last"] = "all"
     """`last` caches the ordinary final output alone and needs no verbalizer."""
     shard_samples: int = Field(default=256, ge=1)
-    micro_batch_size: Annotated[int, Incidental()] = Field(default=8, ge=1)
+    micro_batch_tokens: Annotated[int, Incidental()] = Field(default=8192, ge=1)
+    """Padded tokens of one forward pass; samples of similar length share one."""
+
+    @property
+    def layout_codec(self) -> str:
+        """The codec's name in the cache, with the number of samples where it has one."""
+        return f"{self.codec}-{self.samples}" if self.codec == "sampled" else self.codec
 
 
 class InteractionSettings(Settings):
@@ -281,7 +292,8 @@ class EvaluationSettings(Settings):
     max_new_tokens: int = Field(default=64, ge=1)
     num_beams: int = Field(default=1, ge=1)
     shard_samples: Annotated[int, Incidental()] = Field(default=64, ge=1)
-    micro_batch_size: Annotated[int, Incidental()] = Field(default=8, ge=1)
+    micro_batch_tokens: Annotated[int, Incidental()] = Field(default=8192, ge=1)
+    """Padded tokens of one forward pass; samples of similar length share one."""
 
 
 class ScratchModel(Settings):

@@ -8,6 +8,7 @@ that turn, the end-of-turn token included; only those tokens carry loss (METHOD 
 from __future__ import annotations
 
 import threading
+import zlib
 from collections.abc import Iterable, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass, replace
@@ -41,6 +42,17 @@ class Encoded:
     def response_ids(self) -> Tensor:
         """[R] int64, the tokens that carry loss."""
         return self.input_ids[self.response_mask]
+
+    @property
+    def signature(self) -> str:
+        """What a teacher's and a student's view of one sample have in common: all token ids, and the image grids."""
+        tokens = f"{len(self.input_ids)} tokens {zlib.crc32(self.input_ids.numpy().tobytes()):08x}"
+        grids = (
+            f"{name} {tensor.tolist()}"
+            for name, tensor in sorted(self.extras.items())
+            if not tensor.is_floating_point() and tensor.shape[-1] != len(self.input_ids)
+        )
+        return ", ".join([tokens, *grids])
 
     @property
     def num_bytes(self) -> int:

@@ -135,10 +135,18 @@ def _parse_message(message: Any) -> dict[str, Any]:
 
 def _parse_part(part: Any, role: str) -> dict[str, str]:
     if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
-        return {"type": "text", "text": part["text"]}
+        return {"type": "text", "text": _encodable(part["text"])}
     if isinstance(part, dict) and part.get("type") == "image" and role != "assistant":
         return {"type": "image"}
     raise BadSample(f"a part of a {role} message is not one of: text, image (images only in questions)")
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadSample(f"a text cannot be encoded: half a character at place {error.start}") from error
+    return text
 
 
 def _inside(root: Path, name: str) -> Path:

@@ -28,8 +28,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-CHUNK_BYTES = 64 * 2**20
-"""Memory for one chunk of float32 logits, unless a caller has its own budget."""
+CHUNK_BYTES = 128 * 2**20
+"""Memory for one chunk of float32 logits and what is made of it, unless a caller has its own budget."""
+LIVE_IN_PASS = 3
+"""Tensors of a chunk's size at one time in a pass: logits, weights and one between."""
+LIVE_IN_CROSS_ENTROPY = 2
+"""The same of a cross-entropy with a trained head: logits and one between."""
 VOCABULARY_BLOCK = 4096
 """Rows of a head that are multiplied, and widened to float32 if they are not, at a time."""
 
@@ -79,7 +83,7 @@ def partition(x: Tensor, head: Head, *, chunk_bytes: int = CHUNK_BYTES) -> Parti
     Args:
         x: [..., N, d]; give all layers of a model at once, so that the head is read once for them.
         head: of V rows.
-        chunk_bytes: memory for one chunk of logits.
+        chunk_bytes: memory for one chunk of logits and what is made of it.
 
     Returns:
         Without gradient; `divergence` connects it with x.
@@ -165,7 +169,7 @@ def moment_target(x_teacher: Tensor, teacher: Head, student: Head, *, chunk_byte
         x_teacher: [N, d_t], an input of the teacher's head.
         teacher: [V, d_t].
         student: [V, d_s].
-        chunk_bytes: memory for one chunk of logits.
+        chunk_bytes: memory for one chunk of logits and what is made of it.
 
     Returns:
         Moments [N, d_s] float32 and entropies [N].
@@ -182,6 +186,42 @@ def moment_target(x_teacher: Tensor, teacher: Head, student: Head, *, chunk_byte
     return Target(means.row, means.entropy, means.bias)
 
 
+@torch.no_grad()
+def spread_ids(
+    x_teacher: Tensor, teacher: Head, count: int, uniform: Tensor, *, chunk_bytes: int = CHUNK_BYTES
+) -> tuple[Tensor, Tensor]:
+    """Token ids spread evenly over a teacher layer's distribution.
+
+    The k-th id of a token is where its cumulative probability passes (uniform + k) / count. Over a
+    uniform random number every id occurs `count` times its probability on average, so that the mean
+    of any vector over the ids is unbiased, with less variance than independent draws have.
+
+    Args:
+        x_teacher: [N, d_t], an input of the teacher's head.
+        teacher: [V, d_t].
+        count: K, ids a token.
+        uniform: [N] float64 in [0, 1).
+        chunk_bytes: memory for one chunk of logits and what is made of it.
+
+    Returns:
+        [N, K] int64, increasing, and the exact entropies [N] float32.
+    """
+    ids, entropies = [], []
+    steps = torch.arange(count, dtype=torch.float64, device=x_teacher.device)
+    with torch.autocast(x_teacher.device.type, enabled=False):
+        for chunk in _chunks(len(x_teacher), len(teacher.weight), chunk_bytes):
+            logits = float32_product(x_teacher[chunk].float(), teacher.weight.T)
+            if teacher.bias is not None:
+                logits += teacher.bias
+            log_q = logits.log_softmax(dim=1)
+            q = log_q.exp()
+            entropies.append(-(q * log_q).sum(dim=1))
+            reached = q.cumsum(dim=1, dtype=torch.float64)
+            wanted = (uniform.to(steps.device)[chunk, None] + steps) / count * reached[:, -1:]
+            ids.append(torch.searchsorted(reached, wanted, right=True).clamp_max_(len(teacher.weight) - 1))
+    return torch.cat(ids), torch.cat(entropies)
+
+
 def trained_cross_entropy(
     x: Tensor, head: Head, labels: Tensor, *, vocabulary: int, chunk_bytes: int = CHUNK_BYTES
 ) -> tuple[Tensor, Tensor]:
@@ -195,7 +235,7 @@ def trained_cross_entropy(
         head: all its rows; those from `vocabulary` on are padding and get no gradient.
         labels: [N] int64, below `vocabulary`.
         vocabulary: number of real token ids.
-        chunk_bytes: memory for one chunk of logits.
+        chunk_bytes: memory for one chunk of logits and what is made of it.
 
     Returns:
         The sum over tokens, float32, nats, with gradient; and [N] without.
@@ -213,7 +253,7 @@ class _TrainedCrossEntropy(torch.autograd.Function):
         grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
         rows = weight.detach()[:vocabulary].to(x.dtype)
         with torch.autocast(x.device.type, enabled=False):
-            for chunk in _chunks(len(x), vocabulary, chunk_bytes):
+            for chunk in _chunks(len(x), LIVE_IN_CROSS_ENTROPY * vocabulary, chunk_bytes):
                 inputs, label = x.detach()[chunk], labels[chunk, None]
                 logits = float32_product(inputs.float(), rows.T)
                 if bias is not None:
@@ -252,11 +292,18 @@ def _pass_over(x: Tensor, head: Head, values: Head, chunk_bytes: int) -> _Means:
         x: [N, d], inputs of `head`.
         head: gives the probabilities.
         values: whose rows and biases are averaged with them; may be `head` itself.
-        chunk_bytes: memory for one chunk of logits.
+        chunk_bytes: memory for one chunk of logits and what is made of it.
     """
-    parts = [_pass_of_chunk(x[chunk], head, values) for chunk in _chunks(len(x), VOCABULARY_BLOCK, chunk_bytes)]
-    log_z, entropy, row, bias = zip(*parts, strict=True)
-    return _Means(torch.cat(log_z), torch.cat(entropy), torch.cat(row), None if bias[0] is None else torch.cat(bias))
+    count, device = len(x), x.device
+    log_z, entropy = torch.empty(count, device=device), torch.empty(count, device=device)
+    row = torch.empty(count, values.weight.shape[1], device=device)
+    bias = None if values.bias is None else torch.empty(count, device=device)
+    means = _Means(log_z, entropy, row, bias)
+    for chunk in _chunks(count, LIVE_IN_PASS * VOCABULARY_BLOCK, chunk_bytes):
+        for whole, part in zip(means, _pass_of_chunk(x[chunk], head, values), strict=True):
+            if whole is not None and part is not None:
+                whole[chunk] = part
+    return means
 
 
 def _pass_of_chunk(x: Tensor, head: Head, values: Head) -> _Means:

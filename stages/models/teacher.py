@@ -8,6 +8,7 @@ import torch
 
 from stages.contract.settings import ModelLoading, Preprocessing
 from stages.data.encoding import Encoded, Encoder, collate
+from stages.data.packing import pack
 from stages.data.sample import BadLine
 from stages.models.backbone import Backbone, States, load_processor
 
@@ -21,22 +22,21 @@ class Teacher:
         self._checked = False
 
     def states(
-        self, samples: Sequence[Encoded], layers: Sequence[int], micro_batch_size: int, bad: list[BadLine]
+        self, samples: Sequence[Encoded], layers: Sequence[int], micro_batch_tokens: int, bad: list[BadLine]
     ) -> Iterator[tuple[list[Encoded], States]]:
         """Run over samples, those of similar length together.
 
         Args:
             samples: in any order.
             layers: block indices.
-            micro_batch_size: samples of one forward pass.
+            micro_batch_tokens: padded tokens of one forward pass.
             bad: samples whose states are not finite are added here and left out.
 
         Yields:
             The samples of one forward pass, and their states, tokens one sample after the other.
         """
-        by_length = sorted(samples, key=lambda sample: len(sample.input_ids))
-        for start in range(0, len(by_length), micro_batch_size):
-            group = by_length[start : start + micro_batch_size]
+        for indices in pack([len(sample.input_ids) for sample in samples], max_tokens=micro_batch_tokens):
+            group = [samples[i] for i in indices]
             yield keep_finite(group, self._forward(group, layers), bad)
 
     @torch.no_grad()

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from stages.data.encoding import Batch, Encoder, collate, encode_all
+from stages.cache.reader import CacheReader
+from stages.data.encoding import Batch, Encoded, Encoder, collate, encode_all
+from stages.data.packing import pack
 from stages.data.sample import BadLine
 from stages.training.objective import Objective
-from stages.training.order import Order, pack
+from stages.training.order import Order
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,9 @@ class Loader:
         objective, schedule = self._objective, self._objective.schedule
         samples = [objective.samples[i] for i in self._order.samples_of(step, *self._place)]
         encoded, bad = encode_all(self._encoder(), samples)
+        if objective.cache is not None:
+            encoded, others = agreeing(encoded, objective.cache)
+            bad = bad + others
         groups = pack(
             [len(sample.input_ids) for sample in encoded],
             max_tokens=schedule.micro_batch_tokens,
@@ -75,3 +80,20 @@ class Loader:
         if not hasattr(self._own, "encoder"):
             self._own.encoder = self._objective.encoder.for_another_thread()
         return self._own.encoder
+
+
+def agreeing(samples: list[Encoded], cache: CacheReader) -> tuple[list[Encoded], list[BadLine]]:
+    """The samples that teacher and student see alike; the others are named with both views.
+
+    Another image grid, template or tokenizer shifts the teacher's states against the student's, and
+    training would go on, on noise (METHOD §6).
+    """
+    good, bad = [], []
+    for encoded in samples:
+        sample, seen = encoded.sample, cache.read(encoded.sample.id).signature
+        if seen == encoded.signature:
+            good.append(encoded)
+        else:
+            reason = f"the teacher saw {seen}, the student sees {encoded.signature}"
+            bad.append(BadLine(sample.id, sample.line, reason))
+    return good, bad

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray.train
 import torch
@@ -50,6 +50,17 @@ class Outcome:
 
     bad: tuple[BadLine, ...]
     waiting_share: float
+
+
+class Counts(NamedTuple):
+    """How much there is of a step: one worker's numbers, or [workers] float64 of all."""
+
+    micro_batches: Any
+    response_tokens: Any
+    tokens: Any
+    padded_tokens: Any
+    samples: Any
+    bad_samples: Any
 
 
 class Loop:
@@ -113,45 +124,49 @@ class Loop:
         rate = learning_rate(step, self._order.steps, self._schedule)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        torch.manual_seed(step_seed(self._schedule.seed, step, self._rank))
-        draws = 0 if self._objective.common_draws else self._rank
-        self._objective.generator.manual_seed(step_seed(self._schedule.seed, step, draws))
+        self._seed(step)
         counts = self._counts(data)
-        if counts[:, 5].any():
+        if counts.bad_samples.any():
             self._quarantine(data.bad)
         if not data.batches:
             first = data.bad[0]
             raise StageError(f"none of a worker's samples can be used; the first is {first.id}: {first.reason}")
-        sums = self._accumulate(_filled(data.batches, int(counts[:, 0].max())), counts[:, 1].sum())
+        most, tokens = int(counts.micro_batches.max()), counts.response_tokens.sum()
+        sums = self._accumulate(_filled(data.batches, most), tokens)
         norm = self._clip()
         self._optimizer.step()
         self._optimizer.zero_grad()
-        means = {name: value / counts[:, 1].sum() for name, value in self._sum_over_workers(sums).items()}
+        means = {name: value / tokens for name, value in self._sum_over_workers(sums).items()}
         means |= self._objective.derive(means)
-        tokens, padded = counts[:, 2].sum().item(), counts[:, 3].sum().item()
         return {
             **{name: value.tolist() for name, value in means.items()},
             "learning_rate": rate,
             "gradient_norm": norm,
-            "samples": int(counts[:, 4].sum()),
-            "tokens": int(tokens),
-            "padding": 1 - tokens / padded,
-            "micro_batches": int(counts[:, 0].max()),
+            "samples": int(counts.samples.sum()),
+            "tokens": int(counts.tokens.sum()),
+            "padding": 1 - float(counts.tokens.sum() / counts.padded_tokens.sum()),
+            "micro_batches": most,
             "memory_gb": _peak_bytes(self._accelerator.device) / 1e9,
         }
 
-    def _counts(self, data: StepData) -> Tensor:
-        """[workers, 6]: micro-batches, response tokens, tokens, tokens with padding, samples, bad samples."""
+    def _seed(self, step: int) -> None:
+        """Random numbers of a step: dropout is each worker's own, draws are where they are not made in common."""
+        torch.manual_seed(step_seed(self._schedule.seed, step, self._rank))
+        drawing = 0 if self._objective.common_draws else self._rank
+        self._objective.generator.manual_seed(step_seed(self._schedule.seed, step, drawing))
+
+    def _counts(self, data: StepData) -> Counts:
         masks = [batch.inputs["attention_mask"] for batch in data.batches]
-        own = [
-            len(data.batches),
-            sum(len(batch.labels) for batch in data.batches),
-            sum(int(mask.sum()) for mask in masks),
-            sum(mask.numel() for mask in masks),
-            sum(len(batch.sample_ids) for batch in data.batches),
-            len(data.bad),
-        ]
-        return self._accelerator.gather(torch.tensor([own], dtype=torch.float64, device=self._accelerator.device))
+        own = Counts(
+            micro_batches=len(data.batches),
+            response_tokens=sum(len(batch.labels) for batch in data.batches),
+            tokens=sum(int(mask.sum()) for mask in masks),
+            padded_tokens=sum(mask.numel() for mask in masks),
+            samples=sum(len(batch.sample_ids) for batch in data.batches),
+            bad_samples=len(data.bad),
+        )
+        of_all = self._accelerator.gather(torch.tensor([own], dtype=torch.float64, device=self._accelerator.device))
+        return Counts(*of_all.unbind(dim=1))
 
     def _accumulate(self, batches: Sequence[Batch], tokens: Tensor) -> dict[str, Tensor]:
         """Add up the gradients of this worker's micro-batches; returns its sums over response tokens."""

@@ -1,13 +1,11 @@
-"""The order of training samples, their micro-batches and all random numbers: functions of (seed, epoch, position).
+"""The order of training samples and all random numbers: functions of (seed, epoch, position).
 
 A step's samples are drawn without regard to their length, and its loss is a mean over all their
-tokens; only within the step are they grouped by length, so that little is padded and no step is of
-short samples only.
+tokens; only within the step are they grouped by length, so that no step is of short samples only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -52,27 +50,6 @@ class Order:
     def _at(self, place: int) -> int:
         epoch, position = divmod(place, self.samples)
         return _permutation(self.samples, self.schedule.seed, epoch)[position]
-
-
-def pack(lengths: Sequence[int], *, max_tokens: int, max_samples: int | None = None) -> list[list[int]]:
-    """Group samples of similar length into micro-batches.
-
-    Args:
-        lengths: tokens of each sample.
-        max_tokens: of a micro-batch with its padding, samples × longest; a longer sample stands alone.
-        max_samples: of a micro-batch.
-
-    Returns:
-        Indices into `lengths`, each once, by increasing length.
-    """
-    groups: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-        size = len(groups[-1]) + 1 if groups else 0
-        if groups and size * lengths[index] <= max_tokens and size <= (max_samples or size):
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-    return groups
 
 
 def step_seed(seed: int, step: int, worker: int) -> int:

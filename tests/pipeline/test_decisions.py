@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from conftest import FakeExecutor
 
 from pipeline.config import ConfigError
 from pipeline.decisions import Selection
 from pipeline.runner import Outcome
 from pipeline.session import Session
+from stages.contract import Job
 from stages.contract.artifact import prepare_work
 
 CHAIN = ["capture", "verbalization", "precompute", "interaction", "reinforcement", "evaluation"]
@@ -133,3 +136,34 @@ def test_forcing_reruns_the_stage_and_what_follows(run: Run) -> None:
         "evaluation": ("because reinforcement is",),
     }
     assert set(reasons(force="all")) == {*CHAIN, "evaluation@teacher", "evaluation@backbone"}
+
+
+def test_a_lost_file_is_made_again_and_what_came_of_it_stays(run: Run, executor: FakeExecutor, world: Path) -> None:
+    """Red if a repaired cache makes the training that used it stale, though it is the same cache."""
+    run(ALONE)
+    (artifact,) = (world / "store" / "precompute").iterdir()
+    (artifact / "weights.bin").unlink()
+    assert reasons() == {"precompute": ("weights.bin is damaged or missing",)}
+    run(ALONE)
+    assert executor.stages == ["precompute"]
+    assert (artifact / "weights.bin").is_file()
+    assert reasons() == {}
+
+
+def test_a_repair_that_gives_another_result_makes_what_came_of_it_stale(
+    run: Run, executor: FakeExecutor, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(ALONE)
+    (artifact,) = (world / "store" / "precompute").iterdir()
+    (artifact / "weights.bin").unlink()
+    stage = FakeExecutor._stage
+
+    def otherwise(self: FakeExecutor, job: Job, work: Path) -> dict[str, Any]:
+        summary = stage(self, job, work)
+        if job.stage == "precompute":
+            (work / "weights.bin").write_text("other")
+        return summary
+
+    monkeypatch.setattr(FakeExecutor, "_stage", otherwise)
+    run(ALONE, only="precompute")
+    assert reasons()["interaction"] == ("precompute was made anew since",)

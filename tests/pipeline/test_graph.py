@@ -108,7 +108,7 @@ def test_the_teacher_is_evaluated_as_the_teacher_is_loaded() -> None:
         "executor.parallel_stages=7",
         "executor.resources.interaction={workers: 4}",
         "tracking.enabled=false",
-        "capture.micro_batch_size=1",
+        "capture.micro_batch_tokens=100",
         "teacher.loading.device_map=auto",
     ],
 )

@@ -164,6 +164,23 @@ def test_hidden_and_moment_give_the_same_losses_and_the_same_student(chain: Chai
     assert largest_difference(moment, other) < SAME_TRAINING_TOLERANCE
 
 
+CODEC_TOLERANCES = {"moment-int8": 2e-3, "hidden-int8": 2e-2, "sampled": 0.1}
+"""Relative difference allowed between the losses of a step and those with the exact moments in float32."""
+
+
+@pytest.mark.parametrize("codec", CODEC_TOLERANCES)
+def test_every_codec_trains_with_nearly_the_same_losses(chain: Chain, codec: str) -> None:
+    exact = read_journal(chain.run("interaction", name="exact", model=FLOAT32, schedule=SCHEDULE))
+    cache = chain.run("precompute", name=codec, model=FLOAT32, codec=codec, shard_samples=5)
+    chain.places["precompute"], kept = cache, chain.places["precompute"]
+    try:
+        student = chain.run("interaction", name=codec, model=FLOAT32, schedule=SCHEDULE)
+    finally:
+        chain.places["precompute"] = kept
+    losses, expected = ([line["loss"] for line in lines] for lines in (read_journal(student), exact))
+    assert losses == pytest.approx(expected, rel=CODEC_TOLERANCES[codec])
+
+
 def test_moment_needs_neither_the_teacher_nor_its_head(chain: Chain, tmp_path: Path) -> None:
     assert not (chain.places["precompute"] / "teacher_head.safetensors").exists()
     moved = chain.places["teacher"].rename(tmp_path / "away")

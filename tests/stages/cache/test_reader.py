@@ -135,3 +135,18 @@ def test_a_row_group_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch)
         for name in NAMES:
             reader.read(name)
     assert len(reads) == 2
+
+
+def test_a_damaged_shard_is_set_aside_and_a_shard_of_another_version_is_not(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Red if a version that an older program wrote is thrown away as if it were torn."""
+    torn = shard_path(folder, 1)
+    torn.write_bytes(torn.read_bytes()[:-10])
+    with pytest.raises(ArtifactError, match=r"shard-000001\.parquet .* set aside, and the next run makes it anew"):
+        CacheReader(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["shard-000000.parquet", "shard-000001.damaged"]
+    monkeypatch.setattr("stages.cache.shard.CODEC_VERSION", 99)
+    with pytest.raises(ArtifactError, match="codec version 2, this program reads version 99"):
+        CacheReader(folder)
+    assert shard_path(folder, 0).exists()

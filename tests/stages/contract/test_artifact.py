@@ -21,6 +21,7 @@ from stages.contract.artifact import (
     commit,
     open_artifact,
     prepare_work,
+    reopen,
     work_folder,
     write_whole,
 )
@@ -318,3 +319,27 @@ def test_one_value_has_one_spelling() -> None:
     )
     with pytest.raises(ValueError, match="nan|JSON"):
         canonical_json({"a": float("nan")})
+
+
+def test_damage_names_files_that_are_gone_or_of_another_size(place: Path) -> None:
+    make(place, "new")
+    artifact = open_artifact(place)
+    assert artifact is not None
+    assert artifact.damage() == []
+    first, second = (artifact.path / file.path for file in artifact.manifest.files[:2])
+    first.unlink()
+    second.write_bytes(second.read_bytes() + b"x")
+    assert artifact.damage() == [file.path for file in artifact.manifest.files[:2]]
+
+
+def test_a_reopened_artifact_is_taken_up_by_its_own_stage_only(place: Path) -> None:
+    """Red if the next attempt starts from nothing, or another recipe takes the files for its own."""
+    make(place, "new")
+    artifact = open_artifact(place)
+    assert artifact is not None
+    kept = artifact.manifest.files[1].path
+    (place / artifact.manifest.files[0].path).unlink()
+    reopen(artifact, identity="this")
+    assert open_artifact(place) is None
+    assert (prepare_work(place, fresh=False, identity="this") / kept).is_file()
+    assert not (prepare_work(place, fresh=False, identity="other") / kept).exists()

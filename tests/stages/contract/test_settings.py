@@ -196,7 +196,7 @@ def test_what_each_stage_calls_incidental(stage: str) -> None:
                 found |= incidental(value, f"{prefix}{name}.")
         return found
 
-    allowed = {"model.device_map", "micro_batch_size"}
+    allowed = {"model.device_map", "micro_batch_tokens"}
     allowed |= {f"schedule.{name}" for name in ("checkpoint_every_steps", "loader_threads", "logits_chunk_mb")}
     allowed |= {"shard_samples"} if stage == "evaluation" else set()
     assert incidental(STAGES[stage].settings()) <= allowed

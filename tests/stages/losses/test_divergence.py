@@ -807,8 +807,6 @@ MIB = 2**20
 MEMORY_WORDS, MEMORY_WIDTH = 40_000, 32
 MEMORY_TOKENS = (256, 1_024)
 MEMORY_BUDGETS = (MIB, 4 * MIB)
-CHUNKS_ALIVE = 3
-"""Logits, their exponentials and one temporary of that size."""
 STATES_ALIVE = 10
 """[N, d] float32 tensors: results, gradients and what is on the way to them."""
 HEADS_ALIVE = 2
@@ -825,7 +823,7 @@ def memory_bound(loss: str, tokens: int, budget: int) -> int:
     """Nothing here is of size tokens × vocabulary."""
     states = STATES_ALIVE * 4 * tokens * MEMORY_WIDTH
     heads = HEADS_ALIVE * 4 * MEMORY_WORDS * MEMORY_WIDTH if loss == "trained_cross_entropy" else 0
-    return CHUNKS_ALIVE * budget + states + heads + MEMORY_SLACK
+    return budget + states + heads + MEMORY_SLACK
 
 
 def run_loss(name: str, x: Tensor, head: Head, budget: int) -> None:
@@ -889,7 +887,7 @@ class TestMemory:
                 what = f"{tokens} tokens, budget {budget / MIB:.0f} MiB"
                 assert peak < bound, f"{what}: {peak / MIB:.1f} MiB, allowed {bound / MIB:.1f} MiB"
             growth = peaks[loss, tokens, MEMORY_BUDGETS[1]] - peaks[loss, tokens, MEMORY_BUDGETS[0]]
-            assert growth > MEMORY_BUDGETS[1] - MEMORY_BUDGETS[0], (
+            assert growth > 0.5 * (MEMORY_BUDGETS[1] - MEMORY_BUDGETS[0]), (
                 f"{tokens} tokens: {growth / MIB:.1f} MiB more with the larger chunk: it is not what was measured"
             )
 

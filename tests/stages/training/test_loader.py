@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from stages.contract import ArtifactError
 from stages.contract.settings import Preprocessing, Schedule
 from stages.data.encoding import Encoded, Encoder
 from stages.data.sample import Sample
-from stages.training.loader import Loader, StepData
+from stages.training.loader import Loader, StepData, agreeing
 from stages.training.order import Order
 from tests.stages.training.objectives import Unigrams
 
@@ -75,6 +77,10 @@ def test_data_is_read_while_a_step_runs(samples: list[Sample], encoder: Encoder)
 
 def test_an_error_of_a_thread_reaches_the_loop_at_its_step(samples: list[Sample], encoder: Encoder) -> None:
     class Broken:
+        def read(self, sample_id: str) -> Any:
+            sample = next(sample for sample in samples if sample.id == sample_id)
+            return SimpleNamespace(signature=encoder.encode(sample).signature)
+
         def fields(self, sample_ids: Any, response_ids: torch.Tensor) -> Any:
             if samples[victim].id in sample_ids:
                 raise ArtifactError("the shard is damaged")
@@ -95,3 +101,31 @@ def test_bad_samples_come_with_their_step(samples: list[Sample], encoder: Encode
     assert data.batches == ()
     assert [line.id for line in data.bad] == [samples[0].id]
     assert "max_tokens" in data.bad[0].reason
+
+
+def test_a_sample_that_the_teacher_saw_otherwise_is_refused_with_both_views(
+    samples: list[Sample], encoder: Encoder
+) -> None:
+    """Red if only response tokens are compared: another image grid leaves them as they are."""
+    pictured = [sample for sample in samples if sample.images]
+    encoded = [encoder.encode(sample) for sample in pictured]
+    other = replace(encoded[0], extras={**encoded[0].extras, "image_grid_thw": torch.tensor([[1, 2, 8]])})
+    views = {one.sample.id: one.signature for one in [other, *encoded[1:]]}
+
+    class Cache:
+        def read(self, sample_id: str) -> Any:
+            return SimpleNamespace(signature=views[sample_id])
+
+    good, bad = agreeing(encoded, Cache())  # type: ignore[arg-type]
+    assert good == encoded[1:]
+    assert [line.id for line in bad] == [pictured[0].id]
+    assert "the teacher saw " in bad[0].reason
+    assert "image_grid_thw [[1, 2, 8]]" in bad[0].reason
+    assert f"the student sees {encoded[0].signature}" in bad[0].reason
+
+
+def test_one_other_token_is_another_signature(samples: list[Sample], encoder: Encoder) -> None:
+    encoded = encoder.encode(samples[0])
+    ids = encoded.input_ids.clone()
+    ids[0] += 1
+    assert replace(encoded, input_ids=ids).signature != encoded.signature

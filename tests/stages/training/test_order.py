@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import chain, pairwise
+from itertools import chain
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
 
 from stages.contract.settings import Schedule
 from stages.training import order as module
-from stages.training.order import Order, pack, step_seed
-
-LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=60)
+from stages.training.order import Order, step_seed
 
 
 def make_order(samples: int, **schedule: object) -> Order:
     return Order(samples, Schedule(**schedule))
-
-
-def padded(groups: list[list[int]], lengths: list[int]) -> int:
-    return sum(len(group) * max(lengths[i] for i in group) for group in groups)
 
 
 @pytest.mark.parametrize(("samples", "batch"), [(12, 4), (10, 4), (7, 7), (5, 8), (1, 3)])
@@ -99,42 +90,6 @@ def test_seeds_and_epochs_have_orders_of_their_own() -> None:
 def test_steps_of_a_stage(samples: int, schedule: dict[str, object], expected: int) -> None:
     """epochs · samples / batch_size, rounded."""
     assert make_order(samples, **schedule).steps == expected
-
-
-@hypothesis_settings(max_examples=200, deadline=None)
-@given(LENGTHS, st.integers(1, 1000), st.one_of(st.none(), st.integers(1, 7)))
-def test_micro_batches_hold_every_sample_once_within_their_budgets(
-    lengths: list[int], max_tokens: int, max_samples: int | None
-) -> None:
-    """What counts is the padded cost. Only a sample that is too long by itself may pass it, alone."""
-    groups = pack(lengths, max_tokens=max_tokens, max_samples=max_samples)
-    assert sorted(chain.from_iterable(groups)) == list(range(len(lengths)))
-    for group in groups:
-        cost = len(group) * max(lengths[i] for i in group)
-        assert cost <= max_tokens or len(group) == 1, (cost, max_tokens, group)
-        assert len(group) <= (max_samples or len(group))
-    assert groups == pack(lengths, max_tokens=max_tokens, max_samples=max_samples)
-
-
-@hypothesis_settings(max_examples=200, deadline=None)
-@given(LENGTHS, st.integers(1, 1000))
-def test_a_micro_batch_is_closed_only_where_the_next_sample_does_not_fit(lengths: list[int], max_tokens: int) -> None:
-    """Red if the budget is left half empty."""
-    groups = pack(lengths, max_tokens=max_tokens)
-    for group, following in pairwise(groups):
-        assert (len(group) + 1) * lengths[following[0]] > max_tokens
-
-
-def test_grouping_by_length_saves_most_of_the_padding() -> None:
-    """As many samples a micro-batch in file order are padded by two thirds of what they hold, grouped by a tenth."""
-    generator = torch.Generator().manual_seed(0)
-    lengths = (20 + 400 * torch.rand(256, generator=generator) ** 2).long().tolist()
-    grouped = pack(lengths, max_tokens=4096)
-    size = len(lengths) // len(grouped)
-    unsorted = [list(range(start, min(start + size, 256))) for start in range(0, 256, size)]
-    grouped_cost, unsorted_cost = (padded(groups, lengths) / sum(lengths) for groups in (grouped, unsorted))
-    assert grouped_cost < 1.15, grouped_cost
-    assert unsorted_cost > 1.6, unsorted_cost
 
 
 def test_every_step_and_worker_has_random_numbers_of_its_own() -> None:
