@@ -104,7 +104,9 @@ class PrecomputeWorker:
         said = [] if self._settings.layers == "last" else self._verbalizers(states.targets, self._readout.norm)
         layers = (*said, states.last)
         numbers = torch.cat([token_numbers(sample, len(layers), self._settings.seed) for sample in group], dim=1)
-        return [self._codec.encode(x, uniform) for x, uniform in zip(layers, numbers, strict=True)]
+        # All layers at once, so that the heads are read once for them.
+        fields = self._codec.encode(torch.cat(layers), numbers.flatten())
+        return [list(layer) for layer in zip(*(field.chunk(len(layers)) for field in fields), strict=True)]
 
     @cached_property
     def _verbalizers(self) -> Verbalizers:

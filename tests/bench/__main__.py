@@ -1,6 +1,6 @@
 """`make bench`: every comparison of the training engine, one JSON line each.
 
-    python -m tests.bench                        all, at full size (about 20 minutes on two cores)
+    python -m tests.bench                        all, at full size (about 25 minutes on two cores)
     python -m tests.bench --only floor dense     one group, or several
     python -m tests.bench --quick                small sizes, to see that everything works
 
@@ -61,11 +61,11 @@ def make_table(lines: list[dict[str, Any]]) -> Table:
             line["name"],
             f"{line['ours']:.3f}",
             f"{line['baseline']:.3f}",
-            f"{line['ratio']:.2f} {'slower' if line['ratio_is'] == 'ours / baseline' else 'faster'}",
+            f"{line['ratio']:.2f} × {'the time' if line['ratio_is'] == 'ours / baseline' else 'as fast'}",
             {True: "yes", False: "NO", None: ""}[line["target_met"]],
             f"{line['peak_ours_mib']:.0f}",
             f"{line['peak_baseline_mib']:.0f}",
-            line["target"] or "",
+            (line["target"] or "").replace(" and ", "\n"),
         )
     return table
 

@@ -46,7 +46,7 @@ def compare_with_floor(quick: bool) -> Iterator[Result]:
     for dtype in ("float32", "bfloat16"):
         arguments = {"sizes": QUICK if quick else Sizes(), "dtype": dtype}
         sides = {"ours": Side(build_matching, arguments), "baseline": Side(build_bare_products, arguments)}
-        measured = alternate(sides, repeats=2 if quick else 4, warmups=1)
+        measured = alternate(sides, repeats=2 if quick else 3, warmups=1)
         result = Result(
             f"matching-floor-{dtype}",
             "matching + loss + gradient against the bare products x W^T and P W of each student layer",

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from stages.cache.codecs import Moment
+from stages.cache.codecs import make_codec
 from stages.cache.shard import Layout, Row, rows_of, shard_path, write_shard
 from stages.contract.files import LAST_LAYER, TARGETS_FOLDER, block_column
 from stages.contract.settings import Matching, Schedule
@@ -269,8 +269,8 @@ def write_cache(sizes: Sizes, folder: str) -> None:
     """What precompute leaves for every batch; the batches differ in nothing but their samples' ids."""
     student = make_backbone(sizes.student, sizes, seed=0)
     targets = Teacher(sizes).targets(make_batch(sizes, 0), student)
-    layers = [[target.moment, target.entropy[:, None]] for target in targets]
-    codec = Moment(torch.bfloat16, None, student.readout.head_rows(sizes.vocabulary))
+    layers = [[target.entropy[:, None], target.moment] for target in targets]
+    codec = make_codec("moment", torch.bfloat16, None, student.readout.head_rows(sizes.vocabulary))
     columns = (*map(block_column, sizes.teacher.target_layers), LAST_LAYER)
     layout = Layout(codec.name, columns, codec.fields)
     rows: dict[str, Row] = {}
