@@ -51,7 +51,7 @@ $(BENCH)/.installed: $(VENV)/.installed tests/bench/requirements.txt
 	@$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement tests/bench/requirements.txt
 	@touch $@
 
-bench: $(BENCH)/.installed ## measure the training engine against other tools (20 minutes, 16 GB)
+bench: $(BENCH)/.installed ## measure the training engine against other tools (25 minutes, 16 GB)
 	$(BENCH)/bin/python -m tests.bench
 
 ui: setup ## compare runs in MLflow

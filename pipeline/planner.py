@@ -264,7 +264,8 @@ class Machine:
         half_flops_per_second: sustained, products of 16-bit numbers.
         float_flops_per_second: sustained, products in float32. On a GPU a head's float32 product is two
             of 16-bit numbers: half the rate of those.
-        moved_bytes_per_second: sustained, of memory that is read or written once.
+        moved_bytes_per_second: sustained, of memory that an optimizer reads and writes in place.
+        copied_bytes_per_second: sustained, of memory that is read and written to a new place.
         process_bytes: of the interpreter with its libraries, before any model.
         is_cpu: frozen weights are then pages of the checkpoint's mapped files, of which only those are in memory
             that were read, and a float32 product with a 16-bit matrix needs a float32 copy of it.
@@ -273,6 +274,7 @@ class Machine:
     half_flops_per_second: float
     float_flops_per_second: float
     moved_bytes_per_second: float
+    copied_bytes_per_second: float
     process_bytes: float = 0.0
     is_cpu: bool = False
 
@@ -284,18 +286,21 @@ class Work:
     Attributes:
         half_flops: in the model's dtype.
         float_flops: in float32: heads, and verb-FFNs outside training.
-        moved_bytes: by steps that are bound by memory: the optimizer, widening of heads.
+        moved_bytes: by the optimizer and the adding up of gradients.
+        copied_bytes: by the widening of heads.
     """
 
     half_flops: float = 0.0
     float_flops: float = 0.0
     moved_bytes: float = 0.0
+    copied_bytes: float = 0.0
 
     def __add__(self, other: Work) -> Work:
         return Work(
             self.half_flops + other.half_flops,
             self.float_flops + other.float_flops,
             self.moved_bytes + other.moved_bytes,
+            self.copied_bytes + other.copied_bytes,
         )
 
     @property
@@ -309,6 +314,7 @@ class Work:
             self.half_flops / machine.half_flops_per_second
             + self.float_flops / machine.float_flops_per_second
             + self.moved_bytes / machine.moved_bytes_per_second
+            + self.copied_bytes / machine.copied_bytes_per_second
         )
 
 
@@ -379,10 +385,10 @@ def precompute(teacher: ModelSize, student: ModelSize, workload: Workload, recip
     passes = _passes(layers * batch.responses) * workload.samples / batch.samples
     heads_work = Work(
         float_flops=2 * workload.responses * (layers * recipe.vocabulary * widths + verbalizers),
-        moved_bytes=passes * _widening(heads, recipe, machine),
+        copied_bytes=passes * _widening(heads, recipe, machine),
     )
     missing = workload.some(workload.samples * (1 - recipe.captured_share))
-    states = captured_bytes(teacher, batch, layers) + batch.responses * layers * widths * FLOAT32
+    states = captured_bytes(teacher, batch, layers) + layers * batch.responses * widths * FLOAT32
     memory = {
         "process": machine.process_bytes,
         "heads": heads * recipe.number_bytes,
@@ -441,8 +447,8 @@ def reinforcement(student: ModelSize, workload: Workload, recipe: Recipe, machin
     head = Work(
         float_flops=6 * workload.responses * recipe.vocabulary * student.width,
         # The gradient is read and written once a chunk; two of the three products need the widened head.
-        moved_bytes=passes
-        * (2 * FLOAT32 * student.head_parameters + 2 * _widening(student.head_parameters, recipe, machine)),
+        moved_bytes=passes * 2 * FLOAT32 * student.head_parameters,
+        copied_bytes=passes * 2 * _widening(student.head_parameters, recipe, machine),
     )
     return Cost(
         decoder_training(student, workload, recipe) + _updates(decoder + words, workload, recipe) + head,
@@ -506,7 +512,7 @@ def _frozen_head_work(model: ModelSize, layers: int, workload: Workload, recipe:
     passes = _passes(rows) * workload.samples / recipe.micro_batch_samples
     return Work(
         float_flops=4 * layers * workload.responses * recipe.vocabulary * model.width,
-        moved_bytes=passes * 2 * _widening(model.head_parameters, recipe, machine),
+        copied_bytes=passes * 2 * _widening(model.head_parameters, recipe, machine),
     )
 
 

@@ -10,8 +10,9 @@ and, with --output, to a file.
 
 Memory is the process's high-water mark of resident pages (VmHWM), file-mapped ones included: on a CPU a
 checkpoint's frozen weights are pages of its mapped file, and a model that computes touches all of them.
-Every process gives large blocks back to the system when they are freed (MALLOC_MMAP_THRESHOLD_); glibc's
-default keeps gaps between them, 1.1 GB more in interaction, which no plan of a GPU's memory should have.
+Every process gives large blocks back to the system when they are freed, and has them in huge pages
+(`ENVIRONMENT`): by default glibc keeps gaps between them (1.1 GB more in interaction), which no plan of a
+GPU's memory should have, and making small pages takes up to half of the time.
 Time is that of the shards or optimizer steps after the first one. The first also reads the weights from
 disk, page by page, and warms up the kernels; it is printed beside, not compared.
 """
@@ -20,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import json
 import os
 import subprocess
@@ -58,8 +58,9 @@ from stages.data.encoding import Batch, Encoded, Encoder, collate, encode_all
 from stages.data.sample import read_samples
 from stages.models.backbone import Backbone, load_processor
 from stages.models.scratch import CHAT_TEMPLATE, END_OF_TEXT, SPECIAL_TOKENS, TURN_END, build_processor
-from stages.models.student import prepare_for_training, train_decoder
-from tests.bench.measure import machine, versions, write_line
+from stages.models.student import prepare_for_training, train_decoder, train_language_model
+from stages.training.optimizer import make_optimizer
+from tests.bench.measure import THREADS, machine, versions, write_line
 
 VISION = {
     "depth": 32,
@@ -121,9 +122,12 @@ RESPONSE_TOKENS = 64
 """A conversation goes on until its answers have so many."""
 TOLERANCE = 0.15
 SAMPLING_SECONDS = 0.02
-LARGE_BLOCK_BYTES = 2**20
-M_MMAP_THRESHOLD = -3
-"""glibc's name of the same limit in `mallopt`, for this process."""
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(2**20),
+    "THP_MEM_ALLOC_ENABLE": "1",
+    "OMP_NUM_THREADS": str(THREADS),
+}
 CALIBRATED_BLOCKS = 2
 CALIBRATION_REPETITIONS = 7
 PROCESS_CODE = """
@@ -322,8 +326,7 @@ def watch(command: list[str]) -> Watched:
         SystemExit: it failed.
     """
     began, busy = time.monotonic(), _busy_seconds()
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "MALLOC_MMAP_THRESHOLD_": str(LARGE_BLOCK_BYTES)}
-    process = subprocess.Popen(command, env=environment, stdout=sys.stderr)
+    process = subprocess.Popen(command, stdout=sys.stderr)
     peak = anonymous = 0
     own = 0.0
     while process.poll() is None:
@@ -459,13 +462,15 @@ class Prediction:
         }
         batch = self._encoded[:MICRO_BATCH_SAMPLES]
         if stage in ("interaction", "reinforcement"):
-            model_rate = training_rate(batch, QWEN2_VL_2B, recipe)
+            trained = train_decoder if stage == "interaction" else train_language_model
+            model_rate = training_rate(batch, QWEN2_VL_2B, recipe, trained)
         else:
             model_rate = forward_rate(batch, QWEN2_VL_7B if stage == "capture" else QWEN2_VL_2B)
         return planner.Machine(
             half_flops_per_second=model_rate,
             float_flops_per_second=head_rate(*heads[stage]),
             moved_bytes_per_second=adamw_rate(),
+            copied_bytes_per_second=widening_rate(heads[stage][1]),
             process_bytes=self._process_bytes,
             is_cpu=True,
         )
@@ -488,10 +493,15 @@ def forward_rate(encoded: list[Encoded], published: dict[str, Any]) -> float:
     return measure_workload(encoded).forward_flops(planner.ModelSize.of_config(_few(published))) / seconds
 
 
-def training_rate(encoded: list[Encoded], published: dict[str, Any], recipe: planner.Recipe) -> float:
+def training_rate(
+    encoded: list[Encoded],
+    published: dict[str, Any],
+    recipe: planner.Recipe,
+    trained: Callable[[Backbone, Lora], None],
+) -> float:
     """The same of a student in training: adapters, autocast, blocks computed again, backward."""
     backbone, batch = _few_blocks(encoded, published)
-    train_decoder(backbone, Lora(**LORA))
+    trained(backbone, Lora(**LORA))
     prepare_for_training(backbone, Schedule(**SCHEDULE))
 
     def train() -> None:
@@ -524,11 +534,17 @@ def head_rate(rows: float, width: int) -> float:
     return 4 * len(x) * block.numel() / _seconds(lambda: (x @ block.T) @ block)
 
 
+def widening_rate(width: int) -> float:
+    """Bytes per second that a float32 copy of one block of a head reads and writes."""
+    block = torch.randn(planner.VOCABULARY_BLOCK, width).bfloat16()
+    return block.numel() * (block.itemsize + planner.FLOAT32) / _seconds(block.float)
+
+
 def adamw_rate() -> float:
-    """Bytes per second that one AdamW step moves."""
-    parameter = torch.nn.Parameter(torch.randn(2**25))
+    """Bytes per second that a step of the project's optimizer moves."""
+    parameter = torch.nn.Parameter(torch.randn(2**12, 2**13))
     parameter.grad = torch.randn_like(parameter)
-    optimizer = torch.optim.AdamW([parameter], fused=True)
+    optimizer = make_optimizer([parameter], Schedule())
     return planner.ADAMW_MOVED * parameter.numel() / _seconds(optimizer.step)
 
 
@@ -570,7 +586,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=JOBS, metavar="STAGE", help="the stages before were run already")
     parser.add_argument("--output", type=Path, help="JSON lines")
     arguments = parser.parse_args()
-    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
+    if ENVIRONMENT.items() - os.environ.items():
+        os.execve(sys.executable, sys.orig_argv, os.environ | ENVIRONMENT)
     chain = Chain(arguments.folder.absolute())
     processor = build_full_processor()
     build_checkpoint(chain.places["teacher"], QWEN2_VL_7B, processor, seed=0)

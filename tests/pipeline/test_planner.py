@@ -148,7 +148,7 @@ RECIPE = Recipe(
 )
 ONCE_FOR_ALL_BLOCKS = 0.09
 """Share of masks and rotations, which are as many for 4 blocks as for 80, in what is kept of 4 blocks' inputs."""
-MACHINE = Machine(1e12, 1e11, 1e10)
+MACHINE = Machine(1e12, 1e11, 1e10, 1e10)
 
 
 def tiny_model(published: dict = TINY, attention: str = "eager") -> PreTrainedModel:
