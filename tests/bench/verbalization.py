@@ -57,7 +57,7 @@ class Sizes(NamedTuple):
     prompt_tokens: int = 160
     response_tokens: int = 32
     batch: int = 4
-    pretraining_steps: int = 400
+    pretraining_steps: int = 200
     rounds: int = 4
     steps_per_round: int = 8
     held_out: int = 32
