@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from stages.contract.artifact import canonical_json, file_sha256, write_whole
+from stages.contract.artifact import canonical_json
+from stages.contract.place import sha256_of, write_whole
 
 DIGEST_LENGTH = 16
 DIGESTS_FILE = ".digests.json"
@@ -89,7 +90,7 @@ class Digests:
         key, state = str(path), [stat.st_size, stat.st_mtime_ns]
         known = self._known.get(key)
         if known is None or known[:2] != state:
-            self._known[key] = known = [*state, file_sha256(path)]
+            self._known[key] = known = [*state, sha256_of(path)]
             self._changed = True
         return str(known[2])
 

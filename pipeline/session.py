@@ -21,7 +21,7 @@ from pipeline.runner import Observer, Outcome, Recorder, Runner
 from pipeline.store import RunRecord, Store
 from pipeline.tracking import Tracker
 from stages.contract import Artifact
-from stages.contract.artifact import write_whole
+from stages.contract.place import write_whole
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.graph import Node
 from stages.contract import Artifact, open_artifact
-from stages.contract.artifact import write_whole
+from stages.contract.place import write_whole
 
 
 class RunRecord(BaseModel):

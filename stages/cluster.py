@@ -1,4 +1,8 @@
-"""Ray, as the stages use it: connect once, and run a worker class over shards with Ray Data."""
+"""Ray, as the stages use it: connect once, and make shards with Ray Data.
+
+A shard passes three operators: samples are read, decoded and encoded on CPUs; a worker, which may hold
+a model on accelerators, makes the shard's table; the table is compressed, written and verified on CPUs.
+"""
 
 from __future__ import annotations
 
@@ -7,34 +11,88 @@ import logging
 import os
 import pickle
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from math import ceil
+from typing import Any, NamedTuple, Protocol
 
-from stages.cache.shard import ShardSummary
+import pyarrow as pa
+
+from stages.cache.table import ShardSummary, shard_path, summarize, write_table
 from stages.contract import Job, Journal, StageError
-from stages.contract.files import QUARANTINE_FILE
+from stages.contract.files import SHARDS_FILE
+from stages.contract.job import SIDE_CPUS
+from stages.contract.place import Place, place_of, write_whole
+from stages.data.encoding import Encoded
+from stages.data.quarantine import write_quarantine
 from stages.data.sample import BadLine, Sample
 
 
+class ReadSamples(Protocol):
+    """Reads, decodes and encodes samples on a CPU."""
+
+    def __call__(self, samples: list[Sample]) -> tuple[list[Encoded], list[BadLine]]:
+        """Those that the worker needs encoded, and those that cannot be used."""
+
+
 class ShardWorker(Protocol):
-    """Does the work of one shard at a time; built once in each actor."""
+    """Makes one shard's table at a time; built once in each actor, with whatever models it needs."""
 
-    def __init__(self, job: Job) -> None: ...
+    def __init__(self, job: Job, work: Place) -> None:
+        """What all shards share is left in the work folder by whoever comes first."""
 
-    def work(self, path: Path, samples: list[Sample]) -> ShardSummary:
-        """Write the shard at `path`, whole; a shard that is already there is only summed up."""
+    def work(self, ids: list[str], encoded: list[Encoded], bad: list[BadLine]) -> pa.Table:
+        """The table of a shard: a row for every id, in order, that is not among `bad`."""
 
 
-def connect() -> None:
-    """Join the Ray cluster at RAY_ADDRESS, or start one on this machine."""
+@dataclass(frozen=True)
+class ShardProgram:
+    """How a stage makes its shards.
+
+    Attributes:
+        folder: of the shards in the artifact.
+        open_reader: called once in each actor that reads.
+        worker: built once in each actor that works.
+    """
+
+    folder: str
+    open_reader: Callable[[Job], ReadSamples]
+    worker: type[ShardWorker]
+
+
+class _Read(NamedTuple):
+    """A shard whose samples are read."""
+
+    ids: list[str]
+    encoded: list[Encoded]
+    bad: list[BadLine]
+
+
+class _Made(NamedTuple):
+    """A shard whose table is made."""
+
+    table: pa.Table
+    peak_memory_bytes: int
+
+
+class Finished(NamedTuple):
+    """A shard that is written."""
+
+    name: str
+    summary: ShardSummary
+    peak_memory_bytes: int
+
+
+def connect(least_cpus: float = 0) -> None:
+    """Join the Ray cluster at RAY_ADDRESS, or start one on this machine that hands out as many CPUs as are needed."""
     import ray
 
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    address = os.environ.get("RAY_ADDRESS")
     if not ray.is_initialized():
         ray.init(
-            address=os.environ.get("RAY_ADDRESS"),
+            address=address,
+            num_cpus=None if address else max(os.cpu_count() or 1, ceil(least_cpus)),
             log_to_driver=False,
             include_dashboard=False,
             logging_level=logging.WARNING,
@@ -42,119 +100,188 @@ def connect() -> None:
 
 
 def run_over_shards(
-    job: Job,
-    work: Path,
-    worker: type[ShardWorker],
-    samples: Sequence[Sample],
-    bad: Sequence[BadLine],
-    folder: str,
+    job: Job, work: Place, program: ShardProgram, samples: Sequence[Sample], bad: Sequence[BadLine]
 ) -> dict[str, Any]:
-    """Let actors of `worker` write one shard for each `shard_samples` samples.
+    """Make one shard for each `shard_samples` samples; shards that are there and whole stay.
 
     Args:
         job: its settings hold `shard_samples` and `preprocessing.max_bad_fraction`.
-        work: the stage's work folder; gets the journal and the quarantine.
-        worker: built with the job in each actor.
+        work: the stage's work folder; gets the shards, their index, the journal and the quarantine.
+        program: how shards are made.
         samples: in order; shard k holds the k-th slice.
         bad: lines that were no samples.
-        folder: of the shards, below `work`.
 
     Returns:
         Totals for the manifest.
 
     Raises:
-        StageError: more than the allowed fraction of the samples could not be used.
+        StageError: more than the allowed fraction of the samples could not be used, or a sample was lost.
     """
     settings: Any = job.settings
-    (work / folder).mkdir(exist_ok=True)
+    (work / program.folder).mkdir(exist_ok=True)
     journal = Journal(work, total=len(samples), unit="samples")
-    total = ShardSummary(len(bad), 0, 0, 0, tuple(bad))
+    everything = len(samples) + len(bad)
+    allowed = int(settings.preprocessing.max_bad_fraction * everything)
+    quarantine = list(bad)
+    _check_bad(quarantine, allowed, job.stage)
+    finished: list[Finished] = []
     started = time.monotonic()
-    allowed = int(settings.preprocessing.max_bad_fraction * (len(samples) + len(bad)))
-    _check_bad(total, allowed, job.stage)
-    for summary in _summaries(job, work / folder, worker, samples, settings.shard_samples):
-        total = add_summaries(total, summary)
-        done = total.samples - len(bad)
+    for shard in _finish_shards(job, work, program, _slices(samples, settings.shard_samples)):
+        finished.append(shard)
+        quarantine += shard.summary.bad
+        done = sum(shard.summary.samples for shard in finished)
+        rows = sum(shard.summary.rows for shard in finished)
         rate = done / (time.monotonic() - started)
-        journal.write(done, samples_per_second=rate, rows=total.rows, quarantined=len(total.bad))
-        _check_bad(total, allowed, job.stage)
-    quarantine = sorted(total.bad, key=lambda line: line.line)
-    (work / QUARANTINE_FILE).write_text("".join(json.dumps(asdict(line)) + "\n" for line in quarantine))
-    return {**asdict(total), "bad": None, "quarantined": len(total.bad)}
+        journal.write(done, samples_per_second=rate, rows=rows, quarantined=len(quarantine))
+        _check_bad(quarantine, allowed, job.stage)
+    journal.flush()
+    totals = _totals(finished, quarantine)
+    if totals["samples"] != everything or totals["rows"] + totals["quarantined"] != everything:
+        raise StageError(f"{job.stage}: {everything} samples went in, but {totals}; this is a defect of the program")
+    _write_index(work, program.folder, finished)
+    write_quarantine(work, quarantine, job.stage)
+    return totals
 
 
-def add_summaries(one: ShardSummary, other: ShardSummary) -> ShardSummary:
-    """The totals of two shards."""
-    return ShardSummary(
-        samples=one.samples + other.samples,
-        rows=one.rows + other.rows,
-        response_tokens=one.response_tokens + other.response_tokens,
-        bytes=one.bytes + other.bytes,
-        bad=one.bad + other.bad,
-    )
+def _slices(samples: Sequence[Sample], size: int) -> list[list[Sample]]:
+    return [list(samples[start : start + size]) for start in range(0, len(samples), size)]
 
 
-def _summaries(
-    job: Job, folder: Path, worker: type[ShardWorker], samples: Sequence[Sample], size: int
-) -> Iterator[ShardSummary]:
-    from stages.cache.shard import shard_path
-
-    shards = [
-        (shard_path(folder, index), list(samples[start : start + size]))
-        for index, start in enumerate(range(0, len(samples), size))
-    ]
-    if job.resources.workers == 0:
-        local = worker(job)
-        yield from (local.work(path, slice_) for path, slice_ in shards)
+def _finish_shards(job: Job, work: Place, program: ShardProgram, slices: Sequence[list[Sample]]) -> Iterator[Finished]:
+    shards = [(shard_path(work / program.folder, index), samples) for index, samples in enumerate(slices)]
+    if job.resources.workers:
+        yield from _with_ray_data(job, work, program, shards)
         return
-    yield from _with_ray_data(job, worker, shards)
+    reading, making = _Reading(program, job), _Making(program, job, work)
+    for place, samples in shards:
+        yield _write(place, making.step(place, reading.step(place, samples)))
 
 
 def _with_ray_data(
-    job: Job, worker: type[ShardWorker], shards: list[tuple[Path, list[Sample]]]
-) -> Iterator[ShardSummary]:
+    job: Job, work: Place, program: ShardProgram, shards: list[tuple[Place, list[Sample]]]
+) -> Iterator[Finished]:
     import ray
+    from ray.data import TaskPoolStrategy
 
-    connect()
+    connect(job.resources.least_cpus)
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     resources = job.resources
-    rows = [{"path": str(path), "samples": pickle.dumps(samples)} for path, samples in shards]
-    summaries = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        _ShardActor,  # type: ignore[arg-type]
-        fn_constructor_args=(worker, job.model_dump_json()),
+    _warn_of_few_cpus(job)
+    rows = ray.data.from_items(
+        [{"place": str(place), "state": pickle.dumps(samples)} for place, samples in shards],
+        override_num_blocks=len(shards),
+    )
+    one_by_one: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
+    read = rows.map_batches(
+        _Reading,
+        fn_constructor_args=(program, job),
+        compute=_pool(resources.encoders, len(shards)),
+        num_cpus=SIDE_CPUS,
+        **one_by_one,
+    )
+    made = read.map_batches(
+        _Making,
+        fn_constructor_args=(program, job, work),
         compute=_pool(resources.workers, len(shards)),
         num_cpus=resources.cpus_per_worker,
         num_gpus=resources.gpus_per_worker,
+        **one_by_one,
     )
-    for row in summaries.iter_rows():
-        summary = json.loads(row["summary"])
-        yield ShardSummary(**{**summary, "bad": tuple(BadLine(**line) for line in summary["bad"])})
+    writers = TaskPoolStrategy(size=resources.most_workers)
+    finished = made.map_batches(_Writing(), compute=writers, num_cpus=SIDE_CPUS, **one_by_one)
+    for row in finished.iter_rows():
+        yield pickle.loads(row["state"])
 
 
-def _pool(workers: int | tuple[int, int], shards: int) -> Any:
+class _Step:
+    """An operator of Ray Data on rows that each stand for one shard."""
+
+    def step(self, place: Place, state: Any) -> Any:
+        raise NotImplementedError
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        (row,) = rows.to_pylist()
+        state = pickle.dumps(self.step(place_of(row["place"]), pickle.loads(row["state"])))
+        # A table of its own: what Ray makes of bytes ends at 2 GB.
+        return pa.table({"place": [row["place"]], "state": pa.array([state], pa.large_binary())})
+
+
+class _Reading(_Step):
+    def __init__(self, program: ShardProgram, job: Job) -> None:
+        self._read = program.open_reader(job)
+
+    def step(self, place: Place, state: list[Sample]) -> _Read | Finished:
+        if (done := summarize(place)) is not None:
+            return Finished(place.name, done, 0)
+        return _Read([sample.id for sample in state], *self._read(state))
+
+
+class _Making(_Step):
+    def __init__(self, program: ShardProgram, job: Job, work: Place) -> None:
+        self._worker = program.worker(job, work)
+
+    def step(self, place: Place, state: _Read | Finished) -> _Made | Finished:
+        from stages.memory import peak_memory_bytes
+
+        return state if isinstance(state, Finished) else _Made(self._worker.work(*state), peak_memory_bytes())
+
+
+class _Writing(_Step):
+    def step(self, place: Place, state: _Made | Finished) -> Finished:
+        return _write(place, state)
+
+
+def _write(place: Place, shard: _Made | Finished) -> Finished:
+    if isinstance(shard, Finished):
+        return shard
+    return Finished(place.name, write_table(place, shard.table), shard.peak_memory_bytes)
+
+
+def _pool(actors: int | tuple[int, int], shards: int) -> Any:
     """As many actors as asked for, or as the cluster has within bounds; never more than shards."""
+    from ray.data import ActorPoolStrategy
+
+    least, most = (min(count, shards) for count in (actors if isinstance(actors, tuple) else (actors, actors)))
+    return ActorPoolStrategy(min_size=least, max_size=most)
+
+
+def _warn_of_few_cpus(job: Job) -> None:
+    """Ray Data waits without a word for CPUs that a cluster does not have."""
     import ray
 
-    if isinstance(workers, int):
-        return ray.data.ActorPoolStrategy(size=min(workers, shards))
-    least, most = (min(count, shards) for count in workers)
-    return ray.data.ActorPoolStrategy(min_size=least, max_size=most)
+    there, needed = ray.cluster_resources().get("CPU", 0), job.resources.least_cpus
+    if there < needed:
+        print(f"{job.stage}: the cluster has {there:g} CPUs, the stage waits until it has {needed:g}", flush=True)
 
 
-class _ShardActor:
-    def __init__(self, worker: type[ShardWorker], job: str) -> None:
-        self._worker = worker(Job.model_validate_json(job))
+def _totals(finished: Iterable[Finished], quarantine: Sequence[BadLine]) -> dict[str, Any]:
+    summaries = [shard.summary for shard in finished]
+    rows = sum(summary.rows for summary in summaries)
+    lost_in_shards = sum(len(summary.bad) for summary in summaries)
+    return {
+        "samples": sum(summary.samples for summary in summaries) + len(quarantine) - lost_in_shards,
+        "rows": rows,
+        "quarantined": len(quarantine),
+        "response_tokens": sum(summary.response_tokens for summary in summaries),
+        "bytes": sum(summary.bytes for summary in summaries),
+        "shards": len(summaries),
+        "peak_memory_bytes": max((shard.peak_memory_bytes for shard in finished), default=0),
+    }
 
-    def __call__(self, shard: dict[str, Any]) -> dict[str, str]:
-        summary = self._worker.work(Path(shard["path"]), pickle.loads(shard["samples"]))
-        return {"summary": json.dumps(asdict(summary))}
+
+def _write_index(work: Place, folder: str, finished: Sequence[Finished]) -> None:
+    lines = [
+        {"path": f"{folder}/{name}"} | asdict(summary) | {"bad": len(summary.bad)}
+        for name, summary, _ in sorted(finished)
+    ]
+    write_whole(work / SHARDS_FILE, "".join(json.dumps(line) + "\n" for line in lines))
 
 
-def _check_bad(total: ShardSummary, allowed: int, stage: str) -> None:
-    if len(total.bad) > allowed:
-        first = total.bad[0]
+def _check_bad(quarantine: Sequence[BadLine], allowed: int, stage: str) -> None:
+    if len(quarantine) > allowed:
+        first = quarantine[0]
         raise StageError(
-            f"{stage}: {len(total.bad)} samples cannot be used, preprocessing.max_bad_fraction allows {allowed}; "
+            f"{stage}: {len(quarantine)} samples cannot be used, preprocessing.max_bad_fraction allows {allowed}; "
             f"the first is {first.id} (line {first.line}): {first.reason}"
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from stages.cache.shard import ShardSummary, summarize, write_table
-from stages.cluster import run_over_shards
+from stages.cache.table import described
+from stages.cluster import ReadSamples, ShardProgram, run_over_shards
 from stages.contract import Job
 from stages.contract.files import PREDICTIONS_FOLDER
 from stages.contract.job import main
+from stages.contract.place import Place, files_below, open_file
 from stages.contract.settings import EvaluationSettings
-from stages.data.encoding import Encoded, Encoder, collate_prompts, encode_all
+from stages.data.encoding import Encoded, Encoder, collate_prompts, encode_all, pad_id
 from stages.data.packing import pack
-from stages.data.sample import Sample, read_samples
+from stages.data.sample import BadLine, Sample, read_samples
 from stages.models.backbone import Backbone, load_processor
 
 _SCHEMA = pa.schema(
@@ -37,23 +39,26 @@ _SCHEMA = pa.schema(
 )
 
 
+def open_reader(job: Job) -> ReadSamples:
+    """Encodes samples as the model sees them."""
+    settings = job.typed(EvaluationSettings)
+    processor = load_processor(job.inputs["model"], settings.model)
+    return partial(encode_all, Encoder(processor, settings.preprocessing, memory_bytes=0))
+
+
 class EvaluationWorker:
-    """Writes shards of answers."""
+    """Makes shards of answers."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, work: Place) -> None:
         self._settings = job.typed(EvaluationSettings)
-        loading = self._settings.model
-        self._encoder = Encoder(load_processor(job.inputs["model"], loading), self._settings.preprocessing)
-        self._backbone = Backbone.load(job.inputs["model"], loading)
+        self._tokenizer = load_processor(job.inputs["model"], self._settings.model).tokenizer
+        self._backbone = Backbone.load(job.inputs["model"], self._settings.model)
 
-    def work(self, path: Path, samples: list[Sample]) -> ShardSummary:
+    def work(self, ids: list[str], encoded: list[Encoded], bad: list[BadLine]) -> pa.Table:
         """Answer one shard's questions."""
-        if (done := summarize(path)) is not None:
-            return done
-        encoded, bad = encode_all(self._encoder, samples)
-        answers = {sample.id: answer for group in self._groups(encoded) for sample, answer in self._answer(group)}
-        rows = [_row(sample, answers[sample.id]) for sample in samples if sample.id in answers]
-        return write_table(path, pa.Table.from_pylist(rows, schema=_SCHEMA), bad, {})
+        answered = (answer for group in self._groups(encoded) for answer in self._answer(group))
+        rows = {sample.id: _row(sample, text) for sample, text in answered}
+        return described(pa.Table.from_pylist([rows[name] for name in ids if name in rows], schema=_SCHEMA), bad, {})
 
     def _groups(self, encoded: Sequence[Encoded]) -> Iterator[list[Encoded]]:
         """Samples for one `generate` call: of similar length, all with pictures or all without."""
@@ -65,16 +70,17 @@ class EvaluationWorker:
 
     @torch.no_grad()
     def _answer(self, group: Sequence[Encoded]) -> list[tuple[Sample, str]]:
-        prompts = collate_prompts(group, self._encoder.pad_id)
+        padding = pad_id(self._tokenizer)
+        prompts = collate_prompts(group, padding)
         generated = self._backbone.model.generate(  # type: ignore[operator]
             **{name: tensor.to(self._backbone.device) for name, tensor in prompts.items()},
             max_new_tokens=self._settings.max_new_tokens,
             num_beams=self._settings.num_beams,
             do_sample=False,
-            pad_token_id=self._encoder.pad_id,
+            pad_token_id=padding,
         )
         new = generated[:, prompts["input_ids"].shape[1] :]
-        texts = self._encoder.processor.tokenizer.batch_decode(new, skip_special_tokens=True)
+        texts = self._tokenizer.batch_decode(new, skip_special_tokens=True)
         return [(encoded.sample, text.strip()) for encoded, text in zip(group, texts, strict=True)]
 
 
@@ -105,13 +111,13 @@ def _row(sample: Sample, prediction: str) -> dict[str, Any]:
     }
 
 
-def run(job: Job, work: Path) -> dict[str, Any]:
+def run(job: Job, work: Place) -> dict[str, Any]:
     """Answer and score the samples."""
     samples, bad = read_samples(Path(job.inputs["samples"]))
-    totals = run_over_shards(job, work, EvaluationWorker, samples, bad, PREDICTIONS_FOLDER)
-    paths = sorted((work / PREDICTIONS_FOLDER).glob("*.parquet"))
-    rows = [row for path in paths for row in pq.read_table(path, columns=["task", "correct"]).to_pylist()]
-    return {**score(rows), "quarantined": totals["quarantined"]}
+    totals = run_over_shards(job, work, ShardProgram(PREDICTIONS_FOLDER, open_reader, EvaluationWorker), samples, bad)
+    answers = work / PREDICTIONS_FOLDER
+    tables = [pq.read_table(open_file(answers / name), columns=["task", "correct"]) for name in files_below(answers)]
+    return {**totals, **score([row for table in tables for row in table.to_pylist()])}
 
 
 if __name__ == "__main__":

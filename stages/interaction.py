@@ -11,6 +11,7 @@ leave out what they need: `none`/`kl` is last-layer distillation, `ce` needs no 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from stages.cache.codecs import Hidden, make_codec
 from stages.cache.reader import CacheReader
-from stages.contract import Job, StageError, read_journal
+from stages.contract import Job, StageError
 from stages.contract.files import (
     LAST_LAYER,
     STUDENT_VERBALIZERS_FILE,
@@ -28,6 +29,7 @@ from stages.contract.files import (
     column_block,
 )
 from stages.contract.job import main
+from stages.contract.place import Place, local_copy
 from stages.contract.settings import InteractionSettings
 from stages.data.encoding import Batch
 from stages.data.sample import read_samples
@@ -48,13 +50,13 @@ MATCHING_SHARE = 0.1
 class TeacherTargets:
     """What the teacher's layers say about a batch, from the cache."""
 
-    def __init__(self, folder: Path, student: Backbone, vocabulary: int) -> None:
+    def __init__(self, folder: Place, student: Backbone, vocabulary: int) -> None:
         """Read `targets/` of a precompute artifact; `vocabulary` is the number of real token ids."""
         self.reader = CacheReader(folder / TARGETS_FOLDER)
         layout = self.reader.layout
         self.blocks = [column_block(column) for column in layout.layers if column != LAST_LAYER]
         head = folder / TEACHER_HEAD_FILE
-        teacher = load_head(head, student.device) if head.exists() else None
+        teacher = load_head(local_copy(head), student.device) if head.exists() else None
         self.codec = make_codec(layout.codec, layout.fields[-1].dtype, teacher, student.readout.head_rows(vocabulary))
         if self.codec.fields != layout.fields:
             raise StageError(
@@ -139,20 +141,19 @@ class InteractionObjective(StudentObjective):
         """The decoder's blocks and the verb-FFNs."""
         return [*super().sharded_classes(), *([VerbFFN.__name__] if self.verbalizers else [])]
 
-    def save(self, work: Path) -> dict[str, Any]:
+    def save(self, folder: Path, journal: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Write the student, its verbalizers and how the layers were matched."""
-        save_student(self._student, self.encoder.processor, work)
-        lines = read_journal(work)
-        summary: dict[str, Any] = {"steps": lines[-1]["step"], "loss": lines[-1]["loss"]}
+        save_student(self._student, self.encoder.processor, folder)
+        summary: dict[str, Any] = {"steps": journal[-1]["step"], "loss": journal[-1]["loss"]}
         if self.verbalizers is None:
             return summary
-        self.verbalizers.save(work / STUDENT_VERBALIZERS_FILE)
+        self.verbalizers.save(folder / STUDENT_VERBALIZERS_FILE)
         summary["student_target_layers"] = list(self.verbalizers.target_layers)
-        if self._teacher and "matches" in lines[-1]:
-            share = max(1, round(MATCHING_SHARE * len(lines)))
+        if self._teacher and "matches" in journal[-1]:
+            share = max(1, round(MATCHING_SHARE * len(journal)))
             summary["teacher_target_layers"] = self._teacher.blocks
-            summary["matching_start"] = mean_matrix([line["matches"] for line in lines[:share]])
-            summary["matching_end"] = mean_matrix([line["matches"] for line in lines[-share:]])
+            summary["matching_start"] = mean_matrix([line["matches"] for line in journal[:share]])
+            summary["matching_end"] = mean_matrix([line["matches"] for line in journal[-share:]])
         return summary
 
     def _intermediate(
@@ -187,15 +188,15 @@ class InteractionObjective(StudentObjective):
             return None
         if "precompute" not in job.inputs:
             raise StageError("interaction: losses against the teacher need the input `precompute`")
-        return TeacherTargets(Path(job.inputs["precompute"]), self._student, self.encoder.real_vocabulary)
+        return TeacherTargets(job.folder("precompute"), self._student, self.encoder.real_vocabulary)
 
     def _load_verbalizers(self, job: Job) -> Verbalizers | None:
         if self._losses.intermediate == "none":
             return None
         if "verbalization" not in job.inputs:
             raise StageError("interaction: intermediate losses need the input `verbalization`")
-        file = Path(job.inputs["verbalization"]) / STUDENT_VERBALIZERS_FILE
-        verbalizers = Verbalizers.load(file, self._student.device)
+        file = job.folder("verbalization") / STUDENT_VERBALIZERS_FILE
+        verbalizers = Verbalizers.load(local_copy(file), self._student.device)
         if self._teacher and self._losses.intermediate in ("kl", "feature-l2"):
             check_layer_counts(len(verbalizers.target_layers), len(self._teacher.blocks))
         return verbalizers
@@ -216,7 +217,7 @@ def mean_matrix(matrices: list[list[list[float]]]) -> list[list[float]]:
     return torch.tensor(matrices, dtype=torch.float64).mean(dim=0).tolist()
 
 
-def run(job: Job, work: Path) -> dict[str, Any]:
+def run(job: Job, work: Place) -> dict[str, Any]:
     """Train the student against its teacher's layers."""
     return train(job, work, "stages.interaction:InteractionObjective")
 

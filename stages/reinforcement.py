@@ -12,11 +12,13 @@ falls behind; this step makes the answers follow the instruction again (METHOD Â
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.contract import Job, read_journal
+from stages.contract import Job
 from stages.contract.job import main
+from stages.contract.place import Place
 from stages.contract.settings import ReinforcementSettings
 from stages.data.encoding import Batch
 from stages.data.sample import read_samples
@@ -50,14 +52,13 @@ class ReinforcementObjective(StudentObjective):
         check_finite(losses[None], ["last"], batch)
         return Loss(total, {})
 
-    def save(self, work: Path) -> dict[str, Any]:
+    def save(self, folder: Path, journal: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Export the student."""
-        save_student(self._student, self.encoder.processor, work)
-        last = read_journal(work)[-1]
-        return {"steps": last["step"], "loss": last["loss"]}
+        save_student(self._student, self.encoder.processor, folder)
+        return {"steps": journal[-1]["step"], "loss": journal[-1]["loss"]}
 
 
-def run(job: Job, work: Path) -> dict[str, Any]:
+def run(job: Job, work: Place) -> dict[str, Any]:
     """Finetune and export the student."""
     return train(job, work, "stages.reinforcement:ReinforcementObjective")
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from stages.cache.reader import CacheReader
-from stages.contract import Job, read_journal
+from stages.contract import Job
 from stages.contract.files import (
     LAST_LAYER,
     READOUT_FOLDER,
@@ -29,6 +29,7 @@ from stages.contract.files import (
     column_block,
 )
 from stages.contract.job import main
+from stages.contract.place import Place, local_copy
 from stages.contract.settings import VerbalizationSettings, resolve_target_layers
 from stages.data.encoding import Batch
 from stages.data.sample import read_samples
@@ -48,11 +49,12 @@ class VerbalizationObjective(StudentObjective):
     def __init__(self, job: Job) -> None:
         settings = job.typed(VerbalizationSettings)
         super().__init__(job, settings)
-        self.cache = CacheReader(Path(job.inputs["capture"]) / STATES_FOLDER)
+        captured = job.folder("capture")
+        self.cache = CacheReader(captured / STATES_FOLDER)
         samples, _ = read_samples(Path(job.inputs["samples"]))
         self.samples = [sample for sample in samples if sample.id in self.cache]
         self._student.model.requires_grad_(False)
-        self._readout = Readout.load(Path(job.inputs["capture"]) / READOUT_FOLDER, settings.model).to(default_device())
+        self._readout = Readout.load(local_copy(captured / READOUT_FOLDER), settings.model).to(default_device())
         layout = self.cache.layout
         teacher_layers = [column_block(column) for column in layout.layers if column != LAST_LAYER]
         student_layers = resolve_target_layers(settings.target_layers, len(self._student.blocks))
@@ -89,11 +91,11 @@ class VerbalizationObjective(StudentObjective):
         check_finite(losses, [f"{side} block {block}" for block in verbalizers.target_layers], batch)
         return losses.sum(dim=1)
 
-    def save(self, work: Path) -> dict[str, Any]:
+    def save(self, folder: Path, journal: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Write both models' verbalizers."""
-        self.teacher_verbalizers.save(work / TEACHER_VERBALIZERS_FILE)
-        self.student_verbalizers.save(work / STUDENT_VERBALIZERS_FILE)
-        last = read_journal(work)[-1]
+        self.teacher_verbalizers.save(folder / TEACHER_VERBALIZERS_FILE)
+        self.student_verbalizers.save(folder / STUDENT_VERBALIZERS_FILE)
+        last = journal[-1]
         return {
             "teacher_target_layers": list(self.teacher_verbalizers.target_layers),
             "student_target_layers": list(self.student_verbalizers.target_layers),
@@ -102,7 +104,7 @@ class VerbalizationObjective(StudentObjective):
         }
 
 
-def run(job: Job, work: Path) -> dict[str, Any]:
+def run(job: Job, work: Place) -> dict[str, Any]:
     """Train both models' verbalizers."""
     return train(job, work, "stages.verbalization:VerbalizationObjective")
 

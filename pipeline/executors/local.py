@@ -20,7 +20,7 @@ from types import TracebackType
 from pipeline.executors import StageFailed
 from pipeline.experiment import Execution
 from stages.contract import STAGES, Job
-from stages.contract.artifact import write_whole
+from stages.contract.place import write_whole
 
 SHOWN_LINES = 15
 """Of a failed stage's output."""
@@ -95,14 +95,13 @@ class LocalExecutor:
 def _start_ray(settings: Execution) -> str:
     """Start a Ray on this machine and return its address.
 
-    The CPUs it hands out are tokens, not cores. Every parallel stage gets what its workers ask for and
-    one more for Ray Data's own tasks: with fewer, two stages can wait for each other for ever.
+    The CPUs it hands out are tokens, not cores. Every parallel stage gets what it uses at most: with
+    fewer, two stages can wait for each other for ever.
     """
     import ray
 
-    workers = [settings.resources_of(stage) for stage in STAGES]
-    largest = max(resources.most_workers * resources.cpus_per_worker for resources in workers)
-    cpus = settings.cpus or max(os.cpu_count() or 1, ceil(settings.parallel_stages * (largest + 1)))
+    largest = max(settings.resources_of(stage).most_cpus for stage in STAGES)
+    cpus = settings.cpus or max(os.cpu_count() or 1, ceil(settings.parallel_stages * largest))
     ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     return str(ray.get_runtime_context().gcs_address)
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from stages.losses.divergence import CHUNK_BYTES, Head, Target, moment_target, spread_ids
 
-CODEC_VERSION = 2
+CODEC_VERSION = 3
 INT8_LEVELS = 127
 
 

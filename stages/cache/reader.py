@@ -6,15 +6,16 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from stages.cache.codecs import from_blob
-from stages.cache.shard import DamagedShard, Layout, Row, open_shard, read_rows, set_aside
+from stages.cache.shard import Layout, Row, open_shard, read_rows
+from stages.cache.table import DamagedShard, set_aside
 from stages.contract.artifact import ArtifactError
+from stages.contract.place import Place, files_below
 
 ROW_GROUPS_IN_MEMORY = 256
 
@@ -26,20 +27,21 @@ class CacheReader:
         layout: of every shard.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Place) -> None:
         """Index the shards of `folder` by sample id.
 
         Raises:
             ArtifactError: there is no shard, or the shards differ in layout.
         """
-        self._files: list[tuple[Path, pq.ParquetFile]] = []
+        self._files: list[tuple[Place, pq.ParquetFile]] = []
         self._places: dict[str, tuple[int, int, int]] = {}
         layouts: list[Layout] = []
-        for path in sorted(folder.glob("*.parquet")):
-            with _damaged_set_aside(path):
-                file, layout = open_shard(path)
-                self._index(path, file)
-            layouts.append(layout)
+        for name in files_below(folder):
+            if name.endswith(".parquet"):
+                with _damaged_set_aside(folder / name):
+                    file, layout = open_shard(folder / name)
+                    self._index(folder / name, file)
+                layouts.append(layout)
         if not layouts or any(layout != layouts[0] for layout in layouts):
             raise ArtifactError(f"{folder}: expected shards of one layout, found {len(layouts)} shards")
         self.layout = layouts[0]
@@ -82,40 +84,45 @@ class CacheReader:
         rows = [self.read(sample_id) for sample_id in sample_ids]
         self._check_alignment(rows, response_ids)
         layers = range(len(self.layout.layers))
-        pieces = [[from_blob(row.blobs[i], self.layout.fields, len(row.response_ids)) for row in rows] for i in layers]
+        counts = [len(row.key.response_ids) for row in rows]
+        pieces = [
+            [from_blob(row.blobs[i], self.layout.fields, count) for row, count in zip(rows, counts, strict=True)]
+            for i in layers
+        ]
         return [[torch.cat(field) for field in zip(*layer, strict=True)] for layer in pieces]
 
     def _check_alignment(self, rows: Sequence[Row], response_ids: Tensor) -> None:
         ids, start = response_ids.tolist(), 0
-        for row in rows:
-            end = start + len(row.response_ids)
-            if tuple(ids[start:end]) != row.response_ids:
+        for key in (row.key for row in rows):
+            end = start + len(key.response_ids)
+            if tuple(ids[start:end]) != key.response_ids:
                 raise ArtifactError(
-                    f"sample {row.id}: the teacher's response tokens {list(row.response_ids)} are not the student's "
+                    f"sample {key.id}: the teacher's response tokens {list(key.response_ids)} are not the student's "
                     f"{ids[start:end]}; both need one tokenizer and chat template"
                 )
             start = end
         if start != len(ids):
+            more = len(ids) - start
             raise ArtifactError(
-                f"sample {rows[-1].id}: the student's side has {len(ids) - start} more response tokens than were cached"
+                f"sample {rows[-1].key.id}: the student's side has {more} more response tokens than were cached"
             )
 
-    def _index(self, path: Path, file: pq.ParquetFile) -> None:
-        self._files.append((path, file))
+    def _index(self, place: Place, file: pq.ParquetFile) -> None:
+        self._files.append((place, file))
         for group in range(file.num_row_groups):
             ids = file.read_row_group(group, columns=["id"])["id"].to_pylist()
             self._places |= {name: (len(self._files) - 1, group, row) for row, name in enumerate(ids)}
 
     def _read_group(self, file: int, group: int) -> list[Row]:
-        path, parquet = self._files[file]
-        with self._lock, _damaged_set_aside(path):
-            return read_rows(parquet, group, self.layout, path)
+        place, parquet = self._files[file]
+        with self._lock, _damaged_set_aside(place):
+            return read_rows(parquet, group, self.layout, place)
 
 
 @contextmanager
-def _damaged_set_aside(path: Path) -> Iterator[None]:
+def _damaged_set_aside(place: Place) -> Iterator[None]:
     try:
         yield
     except DamagedShard:
-        set_aside(path)
+        set_aside(place)
         raise

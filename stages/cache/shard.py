@@ -1,17 +1,14 @@
-"""A shard: one Parquet file with a row per sample and a column of blobs per cached layer.
+"""A shard of a cache: a row per sample and a column of blobs per cached layer.
 
-The file's own metadata says how to read the blobs and which samples of the shard were quarantined.
-It is written under a temporary name and renamed, so that a shard that is there is whole.
+The file's own metadata says how to read the blobs. Every row says what it was made from: a hash of
+the sample's content, and what the model saw of it.
 """
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -20,20 +17,15 @@ import torch
 from torch import Tensor
 
 from stages.cache.codecs import CODEC_VERSION, Field, to_blobs
+from stages.cache.table import WAY_OUT, DamagedShard, described, open_table
 from stages.contract.artifact import ArtifactError
+from stages.contract.place import Place
 from stages.data.encoding import Encoded
 from stages.data.sample import BadLine
 
-ROW_GROUP_BYTES = 2**20
-WAY_OUT = "the shard is set aside, and the next run makes it anew"
 RAW_STATES = "states"
 """What the layout of captured hidden states names instead of a codec."""
-_METADATA_KEY = b"vlsi"
-_COLUMNS = ("id", "signature", "response_ids", "checksum")
-
-
-class DamagedShard(ArtifactError):
-    """A shard is not what was written."""
+_KEY_COLUMNS = ("id", "content_hash", "signature", "response_ids")
 
 
 @dataclass(frozen=True)
@@ -56,7 +48,7 @@ class Layout:
         return {"codec": self.codec, "version": CODEC_VERSION, "layers": list(self.layers), "fields": fields}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any], path: Path) -> Layout:
+    def from_json(cls, data: dict[str, Any], place: Place) -> Layout:
         """Read back what `to_json` wrote.
 
         Raises:
@@ -65,7 +57,7 @@ class Layout:
         if data["version"] != CODEC_VERSION:
             stage = "capture" if data["codec"] == RAW_STATES else "precompute"
             raise ArtifactError(
-                f"{path}: codec version {data['version']}, this program reads version {CODEC_VERSION}; "
+                f"{place}: codec version {data['version']}, this program reads version {CODEC_VERSION}; "
                 f"rebuild with `vlsi run --force {stage}`"
             )
         fields = tuple(Field(width, getattr(torch, dtype)) for width, dtype in data["fields"])
@@ -73,158 +65,103 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One sample of a cache: what was seen of it, its response token ids and one blob per layer.
+class Key:
+    """What a row says of its sample.
 
     Attributes:
+        id: of the sample.
+        content_hash: of its pictures and messages, and of the processor that encoded them.
         signature: of the encoded sample, to compare with another model's view of it.
+        response_ids: the response tokens.
     """
 
     id: str
+    content_hash: str
     signature: str
     response_ids: tuple[int, ...]
+
+    @classmethod
+    def of(cls, encoded: Encoded) -> Key:
+        """Of a sample as a model sees it."""
+        return cls(encoded.sample.id, encoded.content_hash, encoded.signature, tuple(encoded.response_ids.tolist()))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sample of a cache: its key and one blob per layer."""
+
+    key: Key
     blobs: tuple[bytes, ...]
 
     @property
     def checksum(self) -> int:
-        """CRC-32 over id, signature, response token ids and all blobs."""
-        total = zlib.crc32(f"{self.id} {self.signature} {self.response_ids}".encode())
+        """CRC-32 over the key and all blobs."""
+        key = self.key
+        total = zlib.crc32(f"{key.id} {key.content_hash} {key.signature} {key.response_ids}".encode())
         for blob in self.blobs:
             total = zlib.crc32(blob, total)
         return total
 
 
-@dataclass(frozen=True)
-class ShardSummary:
-    """What one shard holds."""
-
-    samples: int
-    rows: int
-    response_tokens: int
-    bytes: int
-    bad: tuple[BadLine, ...]
-
-
-def rows_of(samples: Sequence[Encoded], layers: Sequence[list[Tensor]], fields: Sequence[Field]) -> dict[str, Row]:
-    """Cut the encoded layers of several samples into their rows.
+def rows_of(keys: Sequence[Key], layers: Sequence[list[Tensor]], fields: Sequence[Field]) -> dict[str, Row]:
+    """Cut the encoded layers of several samples into their rows, by sample id.
 
     Args:
-        samples: whose response tokens stand one after the other in the tensors.
+        keys: of the samples whose response tokens stand one after the other in the tensors.
         layers: for each cached layer one [N, width] tensor per field.
         fields: of every layer.
     """
-    responses = [tuple(sample.response_ids.tolist()) for sample in samples]
-    columns = [to_blobs(tensors, fields, [len(ids) for ids in responses]) for tensors in layers]
-    blobs = zip(*columns, strict=True)
-    return {
-        s.sample.id: Row(s.sample.id, s.signature, ids, b) for s, ids, b in zip(samples, responses, blobs, strict=True)
-    }
+    counts = [len(key.response_ids) for key in keys]
+    columns = [to_blobs(tensors, fields, counts) for tensors in layers]
+    return {key.id: Row(key, blobs) for key, blobs in zip(keys, zip(*columns, strict=True), strict=True)}
 
 
-def shard_path(folder: Path, index: int) -> Path:
-    """Where shard `index` of a cache lies."""
-    return folder / f"shard-{index:06d}.parquet"
-
-
-def write_shard(path: Path, layout: Layout, rows: list[Row], bad: list[BadLine]) -> ShardSummary:
-    """Write a shard whole, and sum it up."""
+def make_table(layout: Layout, rows: Sequence[Row], bad: Sequence[BadLine]) -> pa.Table:
+    """The table of a shard, ready to be written."""
+    keys = [row.key for row in rows]
     columns: dict[str, Any] = {
-        "id": pa.array([row.id for row in rows], pa.string()),
-        "signature": pa.array([row.signature for row in rows], pa.string()),
-        "response_ids": pa.array([list(row.response_ids) for row in rows], pa.list_(pa.int32())),
+        "id": pa.array([key.id for key in keys], pa.string()),
+        "content_hash": pa.array([key.content_hash for key in keys], pa.string()),
+        "signature": pa.array([key.signature for key in keys], pa.string()),
+        "response_ids": pa.array([list(key.response_ids) for key in keys], pa.list_(pa.int32())),
         "checksum": pa.array([row.checksum for row in rows], pa.uint32()),
     }
     for index, layer in enumerate(layout.layers):
         columns[layer] = pa.array([row.blobs[index] for row in rows], pa.large_binary())
-    tokens = sum(len(row.response_ids) for row in rows)
-    metadata = {"layout": layout.to_json(), "response_tokens": tokens}
-    return write_table(path, pa.table(columns), bad, metadata)
+    tokens = sum(len(key.response_ids) for key in keys)
+    return described(pa.table(columns), bad, {"layout": layout.to_json(), "response_tokens": tokens})
 
 
-def write_table(path: Path, table: pa.Table, bad: list[BadLine], metadata: dict[str, Any]) -> ShardSummary:
-    """Write any shard whole: a table with a column `id`, and the samples that have no row."""
-    content = metadata | {"bad": [asdict(line) for line in bad]}
-    checked = {"content": content, "checksum": zlib.crc32(json.dumps(content).encode())}
-    temporary = path.with_suffix(".tmp")
-    pq.write_table(
-        table.replace_schema_metadata({_METADATA_KEY: json.dumps(checked).encode()}),
-        temporary,
-        compression="zstd",
-        row_group_size=_rows_per_group(table),
-        write_batch_size=1,
-        use_dictionary=["id"],
-        write_statistics=["id"],
-    )
-    temporary.replace(path)
-    return _summary(path)
-
-
-def open_shard(path: Path) -> tuple[pq.ParquetFile, Layout]:
+def open_shard(place: Place) -> tuple[pq.ParquetFile, Layout]:
     """Open a shard of a cache for reading by row group.
 
     Raises:
         DamagedShard: the file is not what was written.
         ArtifactError: another version of the cache wrote it.
     """
-    file, metadata = _open(path)
-    return file, Layout.from_json(metadata["layout"], path)
+    file, metadata = open_table(place)
+    return file, Layout.from_json(metadata["layout"], place)
 
 
-def summarize(path: Path) -> ShardSummary | None:
-    """What the shard at `path` holds, or None if it is not there or cannot be read, and so has to be made."""
-    try:
-        return _summary(path) if path.is_file() else None
-    except DamagedShard:
-        return None
-
-
-def set_aside(path: Path) -> None:
-    """Take a damaged shard out of its cache, so that the next run makes this one anew."""
-    with suppress(OSError):
-        path.rename(path.with_suffix(".damaged"))
-
-
-def _summary(path: Path) -> ShardSummary:
-    file, metadata = _open(path)
-    bad = tuple(BadLine(**line) for line in metadata["bad"])
-    rows = file.metadata.num_rows
-    return ShardSummary(rows + len(bad), rows, metadata.get("response_tokens", 0), path.stat().st_size, bad)
-
-
-def _open(path: Path) -> tuple[pq.ParquetFile, dict[str, Any]]:
-    try:
-        file = pq.ParquetFile(path, memory_map=True)
-        metadata = json.loads(file.schema_arrow.metadata[_METADATA_KEY])
-        if zlib.crc32(json.dumps(metadata["content"]).encode()) != metadata["checksum"]:
-            raise ValueError("its metadata is not what was written")
-    except Exception as error:  # a damaged footer can make the parser raise anything
-        raise DamagedShard(f"{path} cannot be read as a shard: {error}; {WAY_OUT}") from error
-    return file, metadata["content"]
-
-
-def read_rows(file: pq.ParquetFile, group: int, layout: Layout, path: Path) -> list[Row]:
+def read_rows(file: pq.ParquetFile, group: int, layout: Layout, place: Place) -> list[Row]:
     """The rows of one row group, verified.
 
     Raises:
         DamagedShard: a row is not what was written; file and sample are named.
     """
     try:
-        table = file.read_row_group(group, columns=[*_COLUMNS, *layout.layers])
+        table = file.read_row_group(group, columns=[*_KEY_COLUMNS, "checksum", *layout.layers])
         table.validate(full=True)
-        read = [
-            (
-                Row(v["id"], v["signature"], tuple(v["response_ids"]), tuple(v[layer] for layer in layout.layers)),
-                v["checksum"],
-            )
-            for v in table.to_pylist()
-        ]
+        read = [(_row(values, layout), values["checksum"]) for values in table.to_pylist()]
     except Exception as error:  # a damaged page can make the parser raise anything
-        raise DamagedShard(f"{path}: row group {group} cannot be read: {error!r}; {WAY_OUT}") from error
+        raise DamagedShard(f"{place}: row group {group} cannot be read: {error!r}; {WAY_OUT}") from error
     for row, checksum in read:
         if row.checksum != checksum:
-            raise DamagedShard(f"{path}: the checksum of sample {row.id} does not fit its data; {WAY_OUT}")
+            raise DamagedShard(f"{place}: the checksum of sample {row.key.id} does not fit its data; {WAY_OUT}")
     return [row for row, _ in read]
 
 
-def _rows_per_group(table: pa.Table) -> int:
-    return max(1, ROW_GROUP_BYTES * table.num_rows // max(1, table.nbytes))
+def _row(values: dict[str, Any], layout: Layout) -> Row:
+    name, content_hash, signature, response_ids = (values[column] for column in _KEY_COLUMNS)
+    key = Key(name, content_hash, signature, tuple(response_ids))
+    return Row(key, tuple(values[layer] for layer in layout.layers))

@@ -1,13 +1,14 @@
 """An artifact: a folder that is there whole, with a manifest, or not there at all.
 
-A stage works in `<place>.partial`. When it is done, the manifest (every file with its size and
-checksum) is written last into that folder, and the folder is renamed to `<place>`. A kill at any
-line leaves either the artifact or a work folder that the next run takes up.
+On this machine a stage works in `<place>.partial`. When it is done, the manifest (every file with its
+size and checksum) is written last into that folder, and the folder is renamed to `<place>`. An object
+store renames nothing: there a stage works at `<place>` itself, or in `<place>/again` while an earlier
+result stands at `<place>`, and the manifest, put last with one request, says which of the two is the
+artifact. A kill at any line leaves either the artifact or a work folder that the next run takes up.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -19,13 +20,27 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from stages.contract.files import JOB_FILE, JOURNAL_FILE
+from stages.contract.files import JOB_FILE, JOURNAL_FILE, SHARDS_FILE
+from stages.contract.lease import LEASE_FILE
+from stages.contract.place import (
+    TEMPORARY_PREFIX,
+    Place,
+    Remote,
+    files_below,
+    place_of,
+    remove,
+    sha256_of,
+    size_of,
+    sync,
+    write_whole,
+)
 
 MANIFEST_FILE = "manifest.json"
 WORK_SUFFIX = ".partial"
 SCRATCH_FOLDER = "scratch"
 """Checkpoints and other things that serve only to resume; dropped when the artifact is committed."""
 _OLD_SUFFIX = ".replaced"
+_SECOND_FOLDER = "again"
 _OWNER_FILE = "owner.txt"
 _RECORDED_PACKAGES = ("torch", "transformers", "accelerate", "peft", "ray", "pyarrow", "pydantic")
 
@@ -61,11 +76,13 @@ class Manifest(BaseModel):
     """Seconds since the epoch."""
     duration_seconds: float
     mlflow_run_id: str | None = None
+    root: str = ""
+    """Where below its place an artifact in an object store has its files."""
 
     @classmethod
     def of_folder(
         cls,
-        folder: Path,
+        folder: Place,
         *,
         stage: str,
         fingerprint: str,
@@ -74,8 +91,10 @@ class Manifest(BaseModel):
         summary: dict[str, Any],
         started: float,
     ) -> Manifest:
-        """Describe everything in `folder` that belongs to the artifact."""
-        (folder / MANIFEST_FILE).unlink(missing_ok=True)
+        """Describe everything in `folder` that belongs to the artifact; shards are not read again."""
+        checksums = _shard_checksums(folder)
+        if isinstance(folder, Path):
+            (folder / MANIFEST_FILE).unlink(missing_ok=True)
         return cls(
             stage=stage,
             fingerprint=fingerprint,
@@ -83,13 +102,14 @@ class Manifest(BaseModel):
             inputs=inputs,
             summary=summary,
             files=tuple(
-                File(path=str(path.relative_to(folder)), bytes=path.stat().st_size, sha256=file_sha256(path))
-                for path in _result_files(folder)
+                File(path=name, bytes=size, sha256=checksums.get(name) or sha256_of(folder / name))
+                for name, size in _result_files(folder).items()
             ),
             versions=_versions(),
             started=started,
             duration_seconds=time.time() - started,
             mlflow_run_id=os.environ.get("MLFLOW_RUN_ID"),
+            root=_SECOND_FOLDER if isinstance(folder, Remote) and folder.name == _SECOND_FOLDER else "",
         )
 
     def has_result_of(self, other: Manifest) -> bool:
@@ -100,14 +120,25 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class Artifact:
-    """A committed artifact."""
+    """A committed artifact.
 
-    path: Path
+    Attributes:
+        place: where it is asked for.
+        manifest: its record.
+    """
+
+    place: Place
     manifest: Manifest
+
+    @property
+    def path(self) -> Place:
+        """The folder of its files."""
+        return self.place / self.manifest.root
 
     def damage(self) -> list[str]:
         """Files that are missing or have another size than was committed; contents are not read."""
-        return [file.path for file in self.manifest.files if _size(self.path / file.path) != file.bytes]
+        sizes = files_below(self.path)
+        return [file.path for file in self.manifest.files if sizes.get(file.path) != file.bytes]
 
     def verify(self) -> None:
         """Read every file and compare it with the manifest.
@@ -117,21 +148,23 @@ class Artifact:
         """
         for file in self.manifest.files:
             path = self.path / file.path
-            if not path.is_file():
+            size = size_of(path)
+            if size is None:
                 raise ArtifactError(f"{path} is missing; rebuild with `vlsi run --force {self.manifest.stage}`")
-            if path.stat().st_size != file.bytes or file_sha256(path) != file.sha256:
+            if size != file.bytes or sha256_of(path) != file.sha256:
                 raise ArtifactError(
                     f"{path} is not what was committed; rebuild with `vlsi run --force {self.manifest.stage}`"
                 )
 
 
-def open_artifact(place: Path) -> Artifact | None:
+def open_artifact(place: Place) -> Artifact | None:
     """The artifact committed at `place`, or None. An interrupted commit is completed first.
 
     Raises:
         ArtifactError: the manifest cannot be read.
     """
-    _finish_commit(place)
+    if not isinstance(place, Remote):
+        _finish_commit(place)
     path = place / MANIFEST_FILE
     if not path.is_file():
         return None
@@ -141,36 +174,65 @@ def open_artifact(place: Path) -> Artifact | None:
         raise ArtifactError(f"{path} cannot be read ({error}); delete {place} to rebuild it") from error
 
 
-def work_folder(place: Path) -> Path:
+def folder_of(where: str | Place) -> Place:
+    """The files of what a job names as its input: an artifact, or any other folder or file."""
+    place = place_of(where)
+    artifact = open_artifact(place) if isinstance(place, Remote) else None
+    return artifact.path if artifact else place
+
+
+def work_folder(place: Place) -> Place:
     """Where a stage works until its artifact is committed at `place`."""
-    return place.with_name(place.name + WORK_SUFFIX)
+    if not isinstance(place, Remote):
+        return place.with_name(place.name + WORK_SUFFIX)
+    committed = open_artifact(place)
+    if committed is not None:
+        return place / ("" if committed.manifest.root else _SECOND_FOLDER)
+    reopened = place / _SECOND_FOLDER
+    return reopened if (reopened / _OWNER_FILE).is_file() else place
 
 
-def prepare_work(place: Path, *, fresh: bool, identity: str) -> Path:
+def prepare_work(place: Place, *, fresh: bool, identity: str) -> Place:
     """Make or take up the work folder of `place`; a fresh attempt starts from nothing."""
     work = work_folder(place)
     owner = work / _OWNER_FILE
     attempt = _attempt(identity, fresh=fresh)
-    if work.exists() and not (owner.is_file() and owner.read_text() == attempt):
-        shutil.rmtree(work)
+    if not (owner.is_file() and owner.read_text() == attempt):
+        _clear(work)
     work.mkdir(parents=True, exist_ok=True)
-    owner.write_text(attempt)
+    if isinstance(work, Path):
+        _remove_temporary(work)
+    write_whole(owner, attempt)
     return work
 
 
 def reopen(artifact: Artifact, *, identity: str) -> None:
     """Make a damaged artifact the work folder again, so that its stage makes what is missing and no more."""
-    work = work_folder(artifact.path)
-    shutil.rmtree(work, ignore_errors=True)
-    (artifact.path / _OWNER_FILE).write_text(_attempt(identity, fresh=False))
-    artifact.path.rename(work)
+    place = artifact.place
+    write_whole(artifact.path / _OWNER_FILE, _attempt(identity, fresh=False))
+    if isinstance(place, Remote):
+        (place / MANIFEST_FILE).unlink()
+        return
+    work = work_folder(place)
+    remove(work)
+    place.rename(work)  # type: ignore[arg-type]
     (work / MANIFEST_FILE).unlink()
 
 
-def commit(work: Path, place: Path, manifest: Manifest) -> None:
+def commit(work: Place, place: Place, manifest: Manifest) -> None:
     """Make `work` the artifact at `place`, replacing an earlier one only now."""
+    if isinstance(work, Remote) and isinstance(place, Remote):
+        _commit_remote(work, place, manifest)
+    elif isinstance(work, Path) and isinstance(place, Path):
+        _commit_here(work, place, manifest)
+    else:
+        raise ValueError(f"{work} cannot become {place}: they are in different kinds of store")
+
+
+def _commit_here(work: Path, place: Path, manifest: Manifest) -> None:
+    """The manifest last, then the rename."""
     for file in manifest.files:
-        _sync(work / file.path)
+        sync(work / file.path)
     write_whole(work / MANIFEST_FILE, manifest.model_dump_json(indent=2))
     if place.exists():
         if _old(place).exists():
@@ -182,24 +244,22 @@ def commit(work: Path, place: Path, manifest: Manifest) -> None:
         # Whoever opened the artifact between the two renames has finished the commit.
         if not (place / MANIFEST_FILE).is_file():
             raise
-    _sync(place.parent)
+    sync(place.parent)
     shutil.rmtree(_old(place), ignore_errors=True)
     shutil.rmtree(place / SCRATCH_FOLDER, ignore_errors=True)
+    _remove_temporary(place)
     (place / _OWNER_FILE).unlink(missing_ok=True)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old text or the new, never a part."""
-    temporary = _temporary(path)
-    temporary.write_text(text)
-    _sync(temporary)
-    temporary.replace(path)
-
-
-def file_sha256(path: Path) -> str:
-    """Hex SHA-256 of a file's content."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+def _commit_remote(work: Remote, place: Remote, manifest: Manifest) -> None:
+    """One put of the manifest; then what it replaced and what served to resume is deleted."""
+    replaced = open_artifact(place)
+    write_whole(place / MANIFEST_FILE, manifest.model_dump_json(indent=2))
+    if replaced is not None:
+        for file in replaced.manifest.files:
+            (replaced.path / file.path).unlink(missing_ok=True)
+    remove(work / SCRATCH_FOLDER)
+    (work / _OWNER_FILE).unlink(missing_ok=True)
 
 
 def canonical_json(value: Any) -> str:
@@ -207,24 +267,38 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
-
-
 def _attempt(identity: str, *, fresh: bool) -> str:
     return f"{identity} {'forced' if fresh else 'first'}"
 
 
-def _result_files(folder: Path) -> list[Path]:
+def _result_files(folder: Place) -> dict[str, int]:
     """What belongs to the artifact; checkpoints and the owner's mark are dropped once it is committed."""
-    scratch = folder / SCRATCH_FOLDER
-    ours = (folder / _OWNER_FILE, _temporary(folder / MANIFEST_FILE))
-    paths = (path for path in folder.rglob("*") if path.is_file() and not path.is_relative_to(scratch))
-    return sorted(path for path in paths if path not in ours)
+    others = (f"{SCRATCH_FOLDER}/", f"{_SECOND_FOLDER}/")
+    ours = (_OWNER_FILE, MANIFEST_FILE, LEASE_FILE)
+    return {n: size for n, size in files_below(folder).items() if n not in ours and not n.startswith(others)}
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(path.name + ".tmp")
+def _shard_checksums(folder: Place) -> dict[str, str]:
+    """What those who wrote the shards know of them."""
+    index = folder / SHARDS_FILE
+    lines = [json.loads(line) for line in index.read_text().splitlines()] if index.is_file() else []
+    return {line["path"]: line["sha256"] for line in lines}
+
+
+def _clear(work: Place) -> None:
+    """Empty a work folder, but for what stands beside it in an object store."""
+    if not isinstance(work, Remote):
+        remove(work)
+        return
+    for name in _result_files(work):
+        (work / name).unlink()
+    remove(work / SCRATCH_FOLDER)
+
+
+def _remove_temporary(folder: Path) -> None:
+    """What kills left of files that were being written."""
+    for left in folder.rglob(f"{TEMPORARY_PREFIX}*"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def _old(place: Path) -> Path:
@@ -235,17 +309,9 @@ def _finish_commit(place: Path) -> None:
     """Between the two renames of a replacement nothing stands at `place`; put one there."""
     if place.exists() or not _old(place).exists():
         return
-    finished = work_folder(place)
+    finished = place.with_name(place.name + WORK_SUFFIX)
     (finished if (finished / MANIFEST_FILE).is_file() else _old(place)).rename(place)
     shutil.rmtree(_old(place), ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _versions() -> dict[str, str]:

@@ -22,10 +22,14 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
 
 from stages.contract import settings as s
-from stages.contract.artifact import ArtifactError, Manifest, commit, open_artifact, prepare_work, reopen
+from stages.contract.artifact import ArtifactError, Manifest, commit, folder_of, open_artifact, prepare_work, reopen
 from stages.contract.files import JOB_FILE
+from stages.contract.lease import lease
+from stages.contract.place import Place, Remote, absolute, place_of, write_whole
 
 S = TypeVar("S", bound=s.Settings)
+SIDE_CPUS = 0.5
+"""Of an actor that encodes samples, and of a task that writes a shard."""
 
 
 class StageError(Exception):
@@ -119,6 +123,8 @@ class Resources(BaseModel):
     workers: Annotated[int, Field(ge=0)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = 1
     """Ray Train workers, or the actors of a Ray Data stage; 0 runs in the stage's own process, and
     (least, most) takes what the cluster has."""
+    encoders: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = 1
+    """Actors of a Ray Data stage that read, decode and encode samples for its workers, half a CPU each."""
     cpus_per_worker: float = Field(default=1, gt=0)
     gpus_per_worker: float = Field(default=0, ge=0)
     parallelism: Literal["ddp", "fsdp"] = "ddp"
@@ -128,14 +134,27 @@ class Resources(BaseModel):
 
     @model_validator(mode="after")
     def _least_before_most(self) -> Resources:
-        if isinstance(self.workers, tuple) and self.workers[0] > self.workers[1]:
-            raise ValueError(f"workers: the least, {self.workers[0]}, is more than the most, {self.workers[1]}")
+        for name, value in (("workers", self.workers), ("encoders", self.encoders)):
+            if isinstance(value, tuple) and value[0] > value[1]:
+                raise ValueError(f"{name}: the least, {value[0]}, is more than the most, {value[1]}")
         return self
 
     @property
     def most_workers(self) -> int:
         """How many there are at most."""
         return self.workers[1] if isinstance(self.workers, tuple) else self.workers
+
+    @property
+    def least_cpus(self) -> float:
+        """What a Ray Data stage needs to start: its workers and encoders, and one who writes."""
+        workers, encoders = (v[0] if isinstance(v, tuple) else v for v in (self.workers, self.encoders))
+        return workers * self.cpus_per_worker + (encoders + 1) * SIDE_CPUS
+
+    @property
+    def most_cpus(self) -> float:
+        """What a stage uses at most."""
+        encoders = self.encoders[1] if isinstance(self.encoders, tuple) else self.encoders
+        return self.most_workers * (self.cpus_per_worker + SIDE_CPUS) + encoders * SIDE_CPUS
 
 
 class Job(BaseModel):
@@ -146,9 +165,10 @@ class Job(BaseModel):
     stage: str
     settings: SerializeAsAny[s.Settings]
     inputs: dict[str, str]
-    """Absolute places by input name: an artifact, a checkpoint folder or hub id, a sample file."""
+    """Absolute places by input name: an artifact, a checkpoint folder or hub id, a sample file. Artifacts
+    and checkpoints may be in an object store."""
     output: str
-    """Absolute place of the artifact; nothing is there until it is committed whole."""
+    """Absolute place of the artifact, a path or URL; nothing is there until it is committed whole."""
     resources: Resources = Resources()
     fingerprint: str = ""
     identity: dict[str, Any] = {}
@@ -169,6 +189,14 @@ class Job(BaseModel):
         return data
 
     @model_validator(mode="after")
+    def _places_are_valid(self) -> Job:
+        for place in (self.output, *self.inputs.values()):
+            place_of(place)
+        if isinstance(place_of(self.inputs.get("samples", "")), Remote):
+            raise ValueError(f"inputs: samples {self.inputs['samples']} has to be a path that all workers can read")
+        return self
+
+    @model_validator(mode="after")
     def _inputs_fit(self) -> Job:
         stage = STAGES[self.stage]
         unknown = sorted(set(self.inputs) - set(stage.inputs))
@@ -180,6 +208,10 @@ class Job(BaseModel):
             )
         return self
 
+    def folder(self, name: str) -> Place:
+        """Where the files of an input are."""
+        return folder_of(self.inputs[name])
+
     def typed(self, settings: type[S]) -> S:
         """The settings as the stage's own class."""
         if not isinstance(self.settings, settings):
@@ -187,7 +219,7 @@ class Job(BaseModel):
         return self.settings
 
 
-Run = Callable[[Job, Path], dict[str, Any]]
+Run = Callable[[Job, Place], dict[str, Any]]
 """A stage's work: fill the folder, return the summary that goes into the manifest."""
 
 
@@ -195,16 +227,22 @@ def execute(job: Job, run: Run) -> Manifest:
     """Carry out a job: the committed artifact if there is one, else run the stage and commit.
 
     A stage that was interrupted finds its own work folder again, with its checkpoints. An artifact that
-    has lost a file becomes a work folder again; if its result then is what it was, so is its date.
+    has lost a file becomes a work folder again; if its result then is what it was, so is its date. Of
+    several processes with the same output one works, and the others then find what it made.
     """
-    output = Path(job.output)
+    output = place_of(job.output)
+    with lease(output):
+        return _execute(job, run, output)
+
+
+def _execute(job: Job, run: Run, output: Place) -> Manifest:
     done = None if job.force else open_artifact(output)
     if done is not None and not done.damage():
         return done.manifest
     if done is not None:
         reopen(done, identity=job.fingerprint)
     work = prepare_work(output, fresh=job.force, identity=job.fingerprint)
-    (work / JOB_FILE).write_text(job.model_dump_json(indent=2))
+    write_whole(work / JOB_FILE, job.model_dump_json(indent=2))
     started = time.time()
     summary = run(job, work)
     manifest = Manifest.of_folder(
@@ -239,7 +277,7 @@ def main(name: str, argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         job = Job.model_validate_json(Path(arguments.job).read_text())
-        changes = {"output": arguments.output and str(Path(arguments.output).absolute()), "force": arguments.force}
+        changes = {"output": arguments.output and absolute(arguments.output), "force": arguments.force}
         job = job.model_copy(update={key: value for key, value in changes.items() if value})
         if job.stage != name:
             raise ValueError(f"{arguments.job} is a job for stage {job.stage}, not {name}")

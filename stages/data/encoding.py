@@ -7,11 +7,14 @@ that turn, the end-of-turn token included; only those tokens carry loss (METHOD 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import threading
 import zlib
 from collections.abc import Iterable, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -31,12 +34,14 @@ class Encoded:
         response_mask: [T] bool, true at response tokens.
         extras: the processor's other tensors (pixel values, grids, …); those of length T along
             their last axis are padded with the tokens, the others are concatenated over samples.
+        content_hash: of its messages and pictures, then of the processor and the template.
     """
 
     sample: Sample
     input_ids: Tensor
     response_mask: Tensor
     extras: dict[str, Tensor]
+    content_hash: str = ""
 
     @property
     def response_ids(self) -> Tensor:
@@ -115,8 +120,7 @@ class Encoder:
     @property
     def pad_id(self) -> int:
         """Token id that fills the end of short samples."""
-        tokenizer = self.processor.tokenizer
-        return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        return pad_id(self.processor.tokenizer)
 
     def encode(self, sample: Sample) -> Encoded:
         """Encode a conversation with its responses.
@@ -140,7 +144,8 @@ class Encoder:
     def _encode(self, sample: Sample) -> Encoded:
         text = self._render(sample.messages)
         spans = self._response_spans(sample, text)
-        images = sample.load_images(self._settings.max_image_pixels)
+        files = sample.read_images()
+        images = sample.decode_images(files, self._settings.max_image_pixels)
         extras = self._process(text, images, return_offsets_mapping=True, return_text_replacement_offsets=True)
         offsets = extras.pop("offset_mapping")[0]
         spans = _expand(spans, extras.pop("text_replacement_offsets", [[]])[0])
@@ -150,7 +155,20 @@ class Encoder:
             raise BadSample(f"{len(input_ids)} tokens, more than preprocessing.max_tokens {self._settings.max_tokens}")
         mask = torch.tensor([any(start < end and a <= start and end <= b for a, b in spans) for start, end in offsets])
         self._check(sample, input_ids[mask])
-        return Encoded(sample, input_ids, mask, extras)
+        content_hash = f"{sample.content_hash(files)}-{self._processor_hash}"
+        return Encoded(sample, input_ids, mask, extras, content_hash)
+
+    @cached_property
+    def _processor_hash(self) -> str:
+        """16 hex digits of what decides how samples become tensors."""
+        tokenizer, pictures = self.processor.tokenizer, getattr(self.processor, "image_processor", None)
+        parts = {
+            "vocabulary": tokenizer.get_vocab(),
+            "template": self.processor.chat_template or tokenizer.chat_template,
+            "pictures": pictures and pictures.to_dict(),
+            "limits": self._limits,
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def _render(self, messages: Sequence[dict[str, Any]], *, prompt: bool = False) -> str:
         return self.processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt)
@@ -197,6 +215,11 @@ class _Memory:
             if encoded.num_bytes <= self._left and encoded.sample.id not in self._kept:
                 self._kept[encoded.sample.id] = encoded
                 self._left -= encoded.num_bytes
+
+
+def pad_id(tokenizer: Any) -> int:
+    """Token id that fills the end of short samples."""
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
 
 def encode_all(encoder: Encoder, samples: Iterable[Sample]) -> tuple[list[Encoded], list[BadLine]]:

@@ -10,8 +10,11 @@ A sample file is JSON Lines. Each line holds `id`, `images` (paths relative to t
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +55,32 @@ class Sample:
         """The text of the last user turn."""
         return next((_text(m) for m in reversed(self.messages) if m["role"] == "user"), "")
 
-    def load_images(self, max_pixels: int) -> list[Image.Image]:
-        """Decode the pictures as RGB.
+    def read_images(self) -> list[bytes]:
+        """The pictures' files.
 
         Raises:
-            BadSample: a picture is missing, damaged or has more than `max_pixels` pixels.
+            BadSample: a picture is missing.
         """
-        return [_load_image(path, max_pixels) for path in self.images]
+        return [_read_image(path) for path in self.images]
+
+    def decode_images(self, files: Sequence[bytes], max_pixels: int) -> list[Image.Image]:
+        """The pictures as RGB.
+
+        Raises:
+            BadSample: a picture is damaged or has more than `max_pixels` pixels.
+        """
+        return [_decode_image(data, path.name, max_pixels) for data, path in zip(files, self.images, strict=True)]
+
+    def load_images(self, max_pixels: int) -> list[Image.Image]:
+        """Read and decode the pictures; raises as both do."""
+        return self.decode_images(self.read_images(), max_pixels)
+
+    def content_hash(self, files: Sequence[bytes]) -> str:
+        """16 hex digits of the messages and the pictures' files: what it says, wherever it lies."""
+        content = hashlib.sha256(json.dumps(self.messages, sort_keys=True).encode())
+        for data in files:
+            content.update(hashlib.sha256(data).digest())
+        return content.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -156,15 +178,22 @@ def _inside(root: Path, name: str) -> Path:
     return path
 
 
-def _load_image(path: Path, max_pixels: int) -> Image.Image:
+def _read_image(path: Path) -> bytes:
     try:
-        with Image.open(path) as image:
+        return path.read_bytes()
+    except OSError as error:
+        raise BadSample(f"image {path.name} cannot be read: {type(error).__name__}") from error
+
+
+def _decode_image(data: bytes, name: str, max_pixels: int) -> Image.Image:
+    try:
+        with Image.open(BytesIO(data)) as image:
             width, height = image.size
             if width * height > max_pixels:
-                raise BadSample(f"image {path.name} has {width} x {height} pixels, more than {max_pixels} allowed")
+                raise BadSample(f"image {name} has {width} x {height} pixels, more than {max_pixels} allowed")
             return image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BadSample(f"image {path.name} cannot be read: {type(error).__name__}") from error
+        raise BadSample(f"image {name} cannot be read: {type(error).__name__}") from error
 
 
 def _text(message: dict[str, Any]) -> str:

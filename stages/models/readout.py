@@ -6,7 +6,6 @@ the teacher's readout beside its states.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,11 +84,9 @@ class Readout:
 
 
 def save_head(head: Head, path: Path) -> None:
-    """Write a head's rows, whole."""
+    """Write a head's rows."""
     tensors = {"weight": head.weight} | ({} if head.bias is None else {"bias": head.bias})
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    save_file({name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}, temporary)
-    temporary.replace(path)
+    save_file({name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}, path)
 
 
 def load_head(path: Path, device: torch.device) -> Head:

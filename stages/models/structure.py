@@ -8,12 +8,16 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
+from stages.contract.artifact import folder_of
 from stages.contract.job import StageError
+from stages.contract.place import Remote, local_copy, place_of
 from stages.contract.settings import ModelLoading
 
 
 def split_revision(place: str) -> tuple[str, str | None]:
-    """Name and revision of a folder, a hub id, or `id@revision`."""
+    """Name and revision of a folder, a hub id, or `id@revision`; what lies in an object store is copied here."""
+    if isinstance(place_of(place), Remote):
+        return str(local_copy(folder_of(place))), None
     name, _, revision = (place, "", "") if Path(place).exists() else place.partition("@")
     return name, revision or None
 

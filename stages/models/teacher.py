@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from stages.contract.settings import ModelLoading, Preprocessing
-from stages.data.encoding import Encoded, Encoder, collate
+from stages.contract.settings import ModelLoading
+from stages.data.encoding import Encoded, collate, pad_id
 from stages.data.packing import pack
 from stages.data.sample import BadLine
 from stages.models.backbone import Backbone, States, load_processor
@@ -16,9 +16,9 @@ from stages.models.backbone import Backbone, States, load_processor
 class Teacher:
     """A frozen model that is run forward under teacher forcing; no text is generated."""
 
-    def __init__(self, place: str, loading: ModelLoading, preprocessing: Preprocessing) -> None:
+    def __init__(self, place: str, loading: ModelLoading) -> None:
         self.backbone = Backbone.load(place, loading)
-        self.encoder = Encoder(load_processor(place, loading), preprocessing, memory_bytes=0)
+        self._pad_id = pad_id(load_processor(place, loading).tokenizer)
         self._checked = False
 
     def states(
@@ -41,7 +41,7 @@ class Teacher:
 
     @torch.no_grad()
     def _forward(self, group: list[Encoded], layers: Sequence[int]) -> States:
-        batch = collate(group, self.encoder.pad_id).to(self.backbone.device)
+        batch = collate(group, self._pad_id).to(self.backbone.device)
         if not self._checked:
             self.backbone.check(batch)
             self._checked = True

@@ -5,19 +5,19 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from stages.contract import Job, StageError
+from stages.contract import Job, StageError, read_journal
 from stages.contract.artifact import SCRATCH_FOLDER
-from stages.contract.files import QUARANTINE_FILE
+from stages.contract.place import Place, Remote, filled, place_of, write_whole
+from stages.data.quarantine import write_quarantine
+from stages.memory import peak_memory_bytes
 
 _SUMMARY_FILE = "summary.json"
 _ERROR_FILE = "error.txt"
 
 
-def train(job: Job, work: Path, objective: str) -> dict[str, Any]:
+def train(job: Job, work: Place, objective: str) -> dict[str, Any]:
     """Train on `job.resources.workers` workers; 0 trains in this process.
 
     Args:
@@ -52,7 +52,7 @@ def train(job: Job, work: Path, objective: str) -> dict[str, Any]:
         ),
         run_config=RunConfig(
             name="train",
-            storage_path=str(scratch),
+            **_storage(scratch),
             failure_config=FailureConfig(max_failures=resources.max_failures, controller_failure_limit=1),  # type: ignore[call-arg]
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
@@ -68,7 +68,7 @@ def train(job: Job, work: Path, objective: str) -> dict[str, Any]:
 def _train_worker(config: dict[str, str]) -> None:
     from stages.training.loop import Loop
 
-    job, work = Job.model_validate_json(config["job"]), Path(config["work"])
+    job, work = Job.model_validate_json(config["job"]), place_of(config["work"])
     module, _, function = config["objective"].partition(":")
     build: Callable[[Job], Any] = getattr(importlib.import_module(module), function)
     try:
@@ -76,15 +76,28 @@ def _train_worker(config: dict[str, str]) -> None:
         loop = Loop(objective, work, job.resources)
         outcome = loop.run()
     except StageError as error:
-        (work / SCRATCH_FOLDER / _ERROR_FILE).write_text(f"{job.stage}: {error}")
+        write_whole(work / SCRATCH_FOLDER / _ERROR_FILE, f"{job.stage}: {error}")
         raise
     if job.resources.parallelism == "fsdp":
         objective = _made_whole(build, job, loop)
     if not loop.is_first_worker:
         return
-    summary = {**objective.save(work), "quarantined": len(outcome.bad), "waiting_share": outcome.waiting_share}
-    (work / QUARANTINE_FILE).write_text("".join(json.dumps(asdict(line)) + "\n" for line in outcome.bad))
-    (work / SCRATCH_FOLDER / _SUMMARY_FILE).write_text(json.dumps(summary))
+    with filled(work) as folder:
+        summary = objective.save(folder, read_journal(work))
+    summary |= {
+        "quarantined": len(outcome.bad),
+        "waiting_share": outcome.waiting_share,
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
+    write_quarantine(work, outcome.bad, job.stage)
+    write_whole(work / SCRATCH_FOLDER / _SUMMARY_FILE, json.dumps(summary))
+
+
+def _storage(scratch: Place) -> dict[str, Any]:
+    """Where Ray Train keeps checkpoints."""
+    if isinstance(scratch, Remote):
+        return {"storage_path": scratch.key, "storage_filesystem": scratch.filesystem}
+    return {"storage_path": str(scratch)}
 
 
 def _made_whole(build: Callable[[Job], Any], job: Job, loop: Any) -> Any:

@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from stages.cache.reader import CacheReader
+from stages.cache.shard import Key
 from stages.data.encoding import Batch, Encoded, Encoder, collate, encode_all
 from stages.data.packing import pack
 from stages.data.sample import BadLine
@@ -90,10 +91,17 @@ def agreeing(samples: list[Encoded], cache: CacheReader) -> tuple[list[Encoded],
     """
     good, bad = [], []
     for encoded in samples:
-        sample, seen = encoded.sample, cache.read(encoded.sample.id).signature
-        if seen == encoded.signature:
-            good.append(encoded)
-        else:
-            reason = f"the teacher saw {seen}, the student sees {encoded.signature}"
+        sample, key = encoded.sample, cache.read(encoded.sample.id).key
+        if reason := _disagreement(encoded, key):
             bad.append(BadLine(sample.id, sample.line, reason))
+        else:
+            good.append(encoded)
     return good, bad
+
+
+def _disagreement(encoded: Encoded, seen: Key) -> str:
+    """How a sample is another one for the student than it was for the teacher; empty if it is not."""
+    if seen.signature != encoded.signature:
+        return f"the teacher saw {seen.signature}, the student sees {encoded.signature}"
+    before, now = (content_hash.partition("-")[0] for content_hash in (seen.content_hash, encoded.content_hash))
+    return "" if now == before else f"its pictures or messages changed: {before} for the teacher, now {now}"

@@ -9,8 +9,6 @@ every random number follow from the step, so a resumed run equals an uninterrupt
 from __future__ import annotations
 
 import math
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -27,8 +25,10 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 from torch.distributed.tensor import DTensor
 
 from stages.contract import Journal, Resources, StageError
+from stages.contract.place import Place
 from stages.data.encoding import Batch
 from stages.data.sample import BadLine
+from stages.memory import peak_memory_bytes
 from stages.training.loader import Loader, StepData
 from stages.training.objective import Objective
 from stages.training.optimizer import learning_rate, make_optimizer
@@ -66,7 +66,7 @@ class Counts(NamedTuple):
 class Loop:
     """Trains an objective on this worker."""
 
-    def __init__(self, objective: Objective, work: Path, resources: Resources) -> None:
+    def __init__(self, objective: Objective, work: Place, resources: Resources) -> None:
         self._objective = objective
         self._schedule = objective.schedule
         self._work = work
@@ -97,6 +97,8 @@ class Loop:
             if journal:
                 journal.write(step + 1, **_rates(numbers, took), seconds_waiting=waited)
             if (step + 1) % self._schedule.checkpoint_every_steps == 0 or step + 1 == self._order.steps:
+                if journal:
+                    journal.flush()
                 self._checkpoint(step + 1)
             began = time.monotonic()
         return Outcome(tuple(self._bad.values()), waiting / seconds if seconds else 0.0)
@@ -146,7 +148,7 @@ class Loop:
             "tokens": int(counts.tokens.sum()),
             "padding": 1 - float(counts.tokens.sum() / counts.padded_tokens.sum()),
             "micro_batches": most,
-            "memory_gb": _peak_bytes(self._accelerator.device) / 1e9,
+            "memory_gb": peak_memory_bytes() / 1e9,
         }
 
     def _seed(self, step: int) -> None:
@@ -252,14 +254,6 @@ def _rates(numbers: dict[str, Any], seconds: float) -> dict[str, Any]:
     """Counts of a step as what they are in a second, beside its other numbers."""
     samples, tokens = numbers.pop("samples"), numbers.pop("tokens")
     return {**numbers, "samples_per_second": samples / seconds, "tokens_per_second": tokens / seconds}
-
-
-def _peak_bytes(device: torch.device) -> int:
-    """Largest memory so far: of the GPU if there is one, else of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -62,8 +62,8 @@ class Objective(nn.Module, ABC):
         """
 
     @abstractmethod
-    def save(self, work: Path) -> dict[str, Any]:
-        """Write the result into the work folder; returns the summary for the manifest."""
+    def save(self, folder: Path, journal: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Write the result into a folder on this machine; returns the summary for the manifest."""
 
     def derive(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
         """Further entries of the journal, from the step's means over all tokens of all workers."""

@@ -119,7 +119,7 @@ def test_unchanged_files_are_not_read_again(world: Path, monkeypatch: pytest.Mon
     first = Digests(world)
     digest = first.checkpoint(teacher)
     first.save()
-    monkeypatch.setattr(pipeline.identity, "file_sha256", lambda path: pytest.fail(f"{path} was read again"))
+    monkeypatch.setattr(pipeline.identity, "sha256_of", lambda path: pytest.fail(f"{path} was read again"))
     assert Digests(world).checkpoint(teacher) == digest
 
 

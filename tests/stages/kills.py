@@ -30,7 +30,7 @@ MOST_SECONDS = 0.05
 def shards(job: Job) -> dict[str, int]:
     """Every shard there is, with the inode that its rename gave it: another inode is another making."""
     places = (Path(job.output), work_folder(Path(job.output)))
-    return {path.name: path.stat().st_ino for place in places for path in place.rglob("shard-*.parquet")}
+    return {path.name: path.stat().st_ino for place in places for path in place.glob("[!.]*/shard-*.parquet")}
 
 
 def attempt(job: Job, finished: int | None, seconds: float) -> bool:

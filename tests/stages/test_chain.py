@@ -243,7 +243,7 @@ def test_captured_and_freshly_computed_states_give_the_same_cache(chain: Chain) 
     one, other = (CacheReader(folder / TARGETS_FOLDER) for folder in (captured, chain.places["precompute"]))
     assert sorted(one.ids) == sorted(other.ids)
     for sample_id in one.ids:
-        ids = torch.tensor(one.read(sample_id).response_ids)
+        ids = torch.tensor(one.read(sample_id).key.response_ids)
         for a, b in zip(one.fields([sample_id], ids), other.fields([sample_id], ids), strict=True):
             for x, y in zip(a, b, strict=True):
                 torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)

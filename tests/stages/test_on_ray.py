@@ -76,7 +76,7 @@ def test_two_actors_capture_what_one_process_captures(places: dict[str, str], tm
     assert one.ids == other.ids
     assert len(one) == 12
     for sample_id in one.ids:
-        ids = torch.tensor(one.read(sample_id).response_ids)
+        ids = torch.tensor(one.read(sample_id).key.response_ids)
         for a, b in zip(one.fields([sample_id], ids), other.fields([sample_id], ids), strict=True):
             torch.testing.assert_close(a[0], b[0], rtol=SAME_RESULT_TOLERANCE, atol=SAME_RESULT_TOLERANCE)
     assert [(folder / QUARANTINE_FILE).read_text() for folder in folders] == ["", ""]

@@ -10,16 +10,17 @@ import torch
 from stages.cache import reader as module
 from stages.cache.codecs import Field
 from stages.cache.reader import CacheReader
-from stages.cache.shard import Layout, Row, shard_path, write_shard
+from stages.cache.shard import Layout, Row
+from stages.cache.table import shard_path
 from stages.contract.artifact import ArtifactError
-from tests.stages.cache.test_shard import FIELDS, LAYOUT, decode, make_row, make_rows
+from tests.stages.cache.test_shard import FIELDS, LAYOUT, decode, make_row, make_rows, write_shard
 
 NAMES = ("a", "b", "c", "d", "e")
 
 
 @pytest.fixture
 def rows() -> dict[str, Row]:
-    return {row.id: row for row in make_rows(*NAMES)}
+    return {row.key.id: row for row in make_rows(*NAMES)}
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def folder(tmp_path: Path, rows: dict[str, Row]) -> Path:
 
 
 def response_ids(*rows: Row) -> torch.Tensor:
-    return torch.tensor([token for row in rows for token in row.response_ids])
+    return torch.tensor([token for row in rows for token in row.key.response_ids])
 
 
 def test_every_sample_of_every_shard_is_found(folder: Path, rows: dict[str, Row]) -> None:
@@ -53,20 +54,20 @@ def test_an_unknown_sample_is_not_there(folder: Path) -> None:
 
 def test_samples_are_found_in_any_row_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Groups of one or two rows, two of them in memory at a time. Red if a place is counted over the file."""
-    monkeypatch.setattr("stages.cache.shard.ROW_GROUP_BYTES", 400)
+    monkeypatch.setattr("stages.cache.table.ROW_GROUP_BYTES", 400)
     monkeypatch.setattr(module, "ROW_GROUPS_IN_MEMORY", 2)
     rows = make_rows(*"abcdefghijkl")
     write_shard(shard_path(tmp_path, 0), LAYOUT, rows, [])
     reader = CacheReader(tmp_path)
     assert reader._files[0][1].num_row_groups > 4
     for row in [*rows, *reversed(rows)]:
-        assert reader.read(row.id) == row
+        assert reader.read(row.key.id) == row
 
 
 def test_a_batch_stands_in_its_own_order(folder: Path, rows: dict[str, Row]) -> None:
     """Samples of both shards, shuffled. Red if tokens follow the files instead of the batch."""
     batch = [rows["e"], rows["a"], rows["d"]]
-    layers = CacheReader(folder).fields([row.id for row in batch], response_ids(*batch))
+    layers = CacheReader(folder).fields([row.key.id for row in batch], response_ids(*batch))
     assert len(layers) == len(LAYOUT.layers)
     for layer, fields in enumerate(layers):
         assert len(fields) == len(FIELDS)
@@ -79,9 +80,9 @@ def test_other_response_tokens_are_refused_and_the_sample_named(folder: Path, ro
     """One id of the second sample differs. Red if only lengths are compared: training would be on noise."""
     batch = [rows["a"], rows["c"], rows["d"]]
     ids = response_ids(*batch)
-    ids[len(rows["a"].response_ids) + 2] = 7
+    ids[len(rows["a"].key.response_ids) + 2] = 7
     with pytest.raises(ArtifactError) as error:
-        CacheReader(folder).fields([row.id for row in batch], ids)
+        CacheReader(folder).fields([row.key.id for row in batch], ids)
     message = str(error.value)
     assert message.startswith("sample c: the teacher's response tokens [100, 101, 102, 103]"), message
     assert "[100, 101, 7, 103]" in message, message
@@ -91,7 +92,7 @@ def test_other_response_tokens_are_refused_and_the_sample_named(folder: Path, ro
 def test_a_batch_that_ends_early_is_refused(folder: Path, rows: dict[str, Row], count: int) -> None:
     batch = [rows["a"], rows["b"]]
     with pytest.raises(ArtifactError, match="sample b: the teacher's response tokens"):
-        CacheReader(folder).fields([row.id for row in batch], response_ids(*batch)[:count])
+        CacheReader(folder).fields([row.key.id for row in batch], response_ids(*batch)[:count])
 
 
 def test_a_batch_with_more_tokens_than_the_cache_is_refused(folder: Path, rows: dict[str, Row]) -> None:
@@ -99,7 +100,7 @@ def test_a_batch_with_more_tokens_than_the_cache_is_refused(folder: Path, rows: 
     batch = [rows["a"], rows["b"]]
     ids = torch.cat([response_ids(*batch), torch.tensor([103])])
     with pytest.raises(ArtifactError, match="sample b"):
-        CacheReader(folder).fields([row.id for row in batch], ids)
+        CacheReader(folder).fields([row.key.id for row in batch], ids)
 
 
 @pytest.mark.parametrize(
@@ -145,8 +146,8 @@ def test_a_damaged_shard_is_set_aside_and_a_shard_of_another_version_is_not(
     torn.write_bytes(torn.read_bytes()[:-10])
     with pytest.raises(ArtifactError, match=r"shard-000001\.parquet .* set aside, and the next run makes it anew"):
         CacheReader(folder)
-    assert sorted(path.name for path in folder.iterdir()) == ["shard-000000.parquet", "shard-000001.damaged"]
+    assert sorted(path.name for path in folder.iterdir()) == ["shard-000000.parquet", "shard-000001.parquet.damaged"]
     monkeypatch.setattr("stages.cache.shard.CODEC_VERSION", 99)
-    with pytest.raises(ArtifactError, match="codec version 2, this program reads version 99"):
+    with pytest.raises(ArtifactError, match="codec version 3, this program reads version 99"):
         CacheReader(folder)
     assert shard_path(folder, 0).exists()

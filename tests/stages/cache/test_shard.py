@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from stages.cache import shard
+from stages.cache import table as tables
 from stages.cache.codecs import Field, from_blob, to_blobs
-from stages.cache.shard import Layout, Row, open_shard, read_rows, rows_of, shard_path, summarize, write_shard
+from stages.cache.shard import Key, Layout, Row, make_table, open_shard, read_rows, rows_of
+from stages.cache.table import ROW_GROUP_BYTES, ShardSummary, shard_path, summarize, write_table
 from stages.contract.artifact import ArtifactError
 from stages.data.encoding import Encoded
 from stages.data.sample import BadLine, Sample
@@ -32,7 +34,15 @@ def make_row(name: str, tokens: int, *, layout: Layout = LAYOUT) -> Row:
     for _ in layout.layers:
         tensors = [torch.randn(tokens, field.width, generator=generator) for field in layout.fields]
         blobs += to_blobs(tensors, layout.fields, [tokens])
-    return Row(name, f"{tokens} tokens", tuple(range(100, 100 + tokens)), tuple(blobs))
+    return Row(make_key(name, tokens), tuple(blobs))
+
+
+def make_key(name: str, tokens: int) -> Key:
+    return Key(name, "0123-4567", f"{tokens} tokens", tuple(range(100, 100 + tokens)))
+
+
+def write_shard(place: Path, layout: Layout, rows: list[Row], bad: list[BadLine]) -> ShardSummary:
+    return write_table(place, make_table(layout, rows, bad))
 
 
 def make_rows(*names: str) -> list[Row]:
@@ -42,7 +52,7 @@ def make_rows(*names: str) -> list[Row]:
 
 def decode(row: Row, layer: int, *, layout: Layout = LAYOUT) -> list[torch.Tensor]:
     """One layer of a row, by the codec alone."""
-    return from_blob(row.blobs[layer], layout.fields, len(row.response_ids))
+    return from_blob(row.blobs[layer], layout.fields, len(row.key.response_ids))
 
 
 def read_all(path: Path) -> list[Row]:
@@ -108,7 +118,7 @@ def test_a_write_that_dies_leaves_the_old_shard_or_none(path: Path, monkeypatch:
         Path(place).write_bytes(before[: len(before) // 2])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(shard.pq, "write_table", die)
+    monkeypatch.setattr(tables.pq, "write_table", die)
     for place in (path, shard_path(path.parent, 1)):
         with pytest.raises(KeyboardInterrupt):
             write_shard(place, LAYOUT, make_rows("x"), [])
@@ -130,8 +140,8 @@ def test_samples_are_cut_out_of_the_batch_they_were_encoded_in() -> None:
 
     samples = [encoded("a", [5, 6]), encoded("b", [7]), encoded("c", [8, 9, 10])]
     layers = [[torch.arange(6.0)[:, None].expand(6, 16) + 10 * layer, torch.arange(6.0)[:, None]] for layer in (0, 1)]
-    rows = rows_of(samples, layers, FIELDS)
-    assert {name: row.response_ids for name, row in rows.items()} == {"a": (5, 6), "b": (7,), "c": (8, 9, 10)}
+    rows = rows_of([Key.of(sample) for sample in samples], layers, FIELDS)
+    assert {name: row.key.response_ids for name, row in rows.items()} == {"a": (5, 6), "b": (7,), "c": (8, 9, 10)}
     assert [decode(rows["c"], layer)[0][:, 0].tolist() for layer in (0, 1)] == [[3, 4, 5], [13, 14, 15]]
     assert decode(rows["b"], 0)[1].tolist() == [[2.0]]
 
@@ -143,7 +153,7 @@ def test_a_shard_of_several_megabytes_is_read_in_parts(tmp_path: Path) -> None:
     rows = [make_row(f"sample-{index}", 32, layout=layout) for index in range(16)]
     write_shard(path, layout, rows, [])
     groups = open_shard(path)[0].num_row_groups
-    assert groups >= path.stat().st_size // (2 * shard.ROW_GROUP_BYTES), f"{groups} row groups"
+    assert groups >= path.stat().st_size // (2 * ROW_GROUP_BYTES), f"{groups} row groups"
     assert read_all(path) == rows
 
 
@@ -180,7 +190,7 @@ def test_exchanged_blobs_are_found(path: Path) -> None:
 def test_a_flipped_byte_on_disk_is_found_and_its_sample_named(tmp_path: Path) -> None:
     """In the middle of sample b's first blob: bytes that do not compress lie in the file as they are."""
     source = random.Random(0)
-    rows = [Row(name, "2 tokens", (100, 101), tuple(source.randbytes(300) for _ in LAYOUT.layers)) for name in "abc"]
+    rows = [Row(make_key(name, 2), tuple(source.randbytes(300) for _ in LAYOUT.layers)) for name in "abc"]
     path = shard_path(tmp_path, 0)
     write_shard(path, LAYOUT, rows, [])
     place = path.read_bytes().index(rows[1].blobs[0]) + 150

@@ -23,8 +23,8 @@ from stages.contract.artifact import (
     prepare_work,
     reopen,
     work_folder,
-    write_whole,
 )
+from stages.contract.place import write_whole
 
 
 class Killed(BaseException):
@@ -157,10 +157,15 @@ def kills(monkeypatch: pytest.MonkeyPatch) -> Kills:
     return Kills(monkeypatch)
 
 
+MANIFEST_NAMED: dict[str, Any] = {"owner": Path, "name": "replace", "where": MANIFEST_FILE}
 REPLACING: list[tuple[str, dict[str, Any], str]] = [
-    ("while checksums are computed", {"owner": module, "name": "file_sha256"}, "old"),
-    ("before the manifest has its name", {"owner": Path, "name": "replace"}, "old"),
-    ("after the manifest has its name", {"owner": Path, "name": "replace", "after": True}, "old"),
+    ("while checksums are computed", {"owner": module, "name": "sha256_of"}, "old"),
+    ("before the manifest has its name", MANIFEST_NAMED, "old"),
+    (
+        "after the manifest has its name",
+        {**MANIFEST_NAMED, "after": True},
+        "old",
+    ),
     ("before the first rename", {"owner": Path, "name": "rename"}, "old"),
     ("between the renames", {"owner": Path, "name": "rename", "after": True}, "new"),
     ("before the second rename", {"owner": Path, "name": "rename", "call": 2}, "new"),
@@ -203,8 +208,8 @@ def test_after_any_kill_the_next_attempt_can_commit(place: Path, kills: Kills, k
 
 
 FIRST: list[tuple[str, dict[str, Any]]] = [
-    ("while checksums are computed", {"owner": module, "name": "file_sha256"}),
-    ("before the manifest has its name", {"owner": Path, "name": "replace"}),
+    ("while checksums are computed", {"owner": module, "name": "sha256_of"}),
+    ("before the manifest has its name", MANIFEST_NAMED),
     ("before the rename", {"owner": Path, "name": "rename"}),
 ]
 """Where a commit to an empty place is killed."""

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from stages.cache.shard import Key
 from stages.contract import ArtifactError
 from stages.contract.settings import Preprocessing, Schedule
 from stages.data.encoding import Encoded, Encoder
@@ -79,7 +80,7 @@ def test_an_error_of_a_thread_reaches_the_loop_at_its_step(samples: list[Sample]
     class Broken:
         def read(self, sample_id: str) -> Any:
             sample = next(sample for sample in samples if sample.id == sample_id)
-            return SimpleNamespace(signature=encoder.encode(sample).signature)
+            return SimpleNamespace(key=Key.of(encoder.encode(sample)))
 
         def fields(self, sample_ids: Any, response_ids: torch.Tensor) -> Any:
             if samples[victim].id in sample_ids:
@@ -110,11 +111,11 @@ def test_a_sample_that_the_teacher_saw_otherwise_is_refused_with_both_views(
     pictured = [sample for sample in samples if sample.images]
     encoded = [encoder.encode(sample) for sample in pictured]
     other = replace(encoded[0], extras={**encoded[0].extras, "image_grid_thw": torch.tensor([[1, 2, 8]])})
-    views = {one.sample.id: one.signature for one in [other, *encoded[1:]]}
+    views = {one.sample.id: Key.of(one) for one in [other, *encoded[1:]]}
 
     class Cache:
         def read(self, sample_id: str) -> Any:
-            return SimpleNamespace(signature=views[sample_id])
+            return SimpleNamespace(key=views[sample_id])
 
     good, bad = agreeing(encoded, Cache())  # type: ignore[arg-type]
     assert good == encoded[1:]

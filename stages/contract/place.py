@@ -1,0 +1,288 @@
+"""Places: files and folders on this machine, or in an object store (`s3://…`, `gs://…`).
+
+A place on this machine is a `pathlib.Path`; one in an object store is a `Remote`, which answers to the same
+names. What differs between the two is in the functions below: writing whole, copying to this machine,
+listing. Object stores are reached through pyarrow's file systems, which repeat failed requests;
+credentials come from the environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, GOOGLE_APPLICATION_CREDENTIALS,
+a pod's role, …), never from a URL. AWS_ENDPOINT_URL names another store that speaks S3.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyarrow.fs import FileInfo, FileSystem
+
+SCHEMES = ("s3", "gs")
+ATTEMPTS = 8
+"""Of one request to an object store, with growing pauses, before it is an error."""
+PATIENCE_SECONDS = 60
+"""That one request may take."""
+TEMPORARY_PREFIX = ".writing-"
+"""Of files that are being written; what a kill leaves of them belongs to nothing."""
+COPIES_VARIABLE = "VLSI_COPIES"
+"""Names the folder for copies of what lies in an object store; else it is below ~/.cache."""
+
+
+@dataclass(frozen=True, order=True)
+class Remote:
+    """A file or folder in an object store, with the part of pathlib's interface that both kinds share."""
+
+    url: str
+
+    def __str__(self) -> str:
+        return self.url
+
+    def __truediv__(self, name: str | Path) -> Remote:
+        return Remote(f"{self.url}/{name}") if str(name) else self
+
+    @property
+    def name(self) -> str:
+        """The last part."""
+        return self.url.rpartition("/")[2]
+
+    @property
+    def parent(self) -> Remote:
+        """Without the last part."""
+        return Remote(self.url.rpartition("/")[0])
+
+    @property
+    def key(self) -> str:
+        """Bucket and key, as pyarrow's file systems take them."""
+        return self.url.partition("://")[2]
+
+    @property
+    def filesystem(self) -> FileSystem:
+        """The store, one for each process."""
+        return _filesystem(self.url.partition("://")[0], self.key.partition("/")[0])
+
+    def exists(self) -> bool:
+        """Whether there is such a file, or a folder with anything in it."""
+        return self.info().type.name != "NotFound"
+
+    def is_file(self) -> bool:
+        """Whether there is such a file."""
+        return self.info().is_file
+
+    def info(self) -> FileInfo:
+        """Type, size and time."""
+        return self.filesystem.get_file_info(self.key)
+
+    def read_bytes(self) -> bytes:
+        """The whole file."""
+        with self.filesystem.open_input_file(self.key) as file:
+            return file.read()
+
+    def read_text(self) -> str:
+        """The whole file as text."""
+        return self.read_bytes().decode()
+
+    def write_text(self, text: str) -> None:
+        """Put the whole file with one request: a reader sees the old one or the new."""
+        with self.filesystem.open_output_stream(self.key) as file:
+            file.write(text.encode())
+
+    def mkdir(self, **_: Any) -> None:
+        """Nothing: an object store has no folders."""
+
+    def unlink(self, *, missing_ok: bool = False) -> None:
+        """Delete the file."""
+        if not missing_ok or self.is_file():
+            self.filesystem.delete_file(self.key)
+
+    def move_to(self, other: Remote) -> None:
+        """Copy within the store, then delete."""
+        self.filesystem.copy_file(self.key, other.key)
+        self.unlink()
+
+
+Place = Path | Remote
+
+
+def place_of(where: str | Place) -> Place:
+    """A path, or the URL of a file or folder in an object store.
+
+    Raises:
+        ValueError: the URL's scheme is unknown, or it holds more than a bucket and a key.
+    """
+    scheme, found, key = str(where).partition("://")
+    if not found:
+        return Path(where)  # type: ignore[arg-type]
+    if scheme not in SCHEMES:
+        raise ValueError(f"{where}: {scheme}:// is unknown; allowed: a path, {', '.join(f'{s}://' for s in SCHEMES)}")
+    if "@" in key or "?" in key:
+        raise ValueError(
+            f"{scheme}://…{key.rpartition('@')[2].partition('?')[0]}: a URL holds a bucket and a key and nothing else; "
+            "credentials and endpoints come from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, …)"
+        )
+    return Remote(f"{scheme}://{key.rstrip('/')}")
+
+
+def absolute(where: str) -> str:
+    """The same place for a process that runs in another folder."""
+    place = place_of(where)
+    return str(place) if isinstance(place, Remote) else str(place.expanduser().absolute())
+
+
+@contextmanager
+def staged(place: Place) -> Iterator[Path]:
+    """A temporary file or folder to fill; it stands at `place`, whole, once it is left without an error.
+
+    A folder that is already there stays as it is: whoever comes first has made it.
+    """
+    folder = None if isinstance(place, Remote) else place.parent
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=folder) as scratch:
+        path = Path(scratch) / place.name
+        yield path
+        if isinstance(place, Remote):
+            _upload(path, place)
+        elif path.is_dir() and place.exists():
+            return
+        else:
+            path.replace(place)
+
+
+@contextmanager
+def filled(folder: Place) -> Iterator[Path]:
+    """A folder on this machine whose files are in `folder` once it is left without an error."""
+    if not isinstance(folder, Remote):
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        yield Path(scratch)
+        _upload(Path(scratch), folder)
+
+
+def write_whole(place: Place, text: str) -> None:
+    """Write a small file so that a reader sees the old text or the new, never a part."""
+    if isinstance(place, Remote):
+        place.write_text(text)
+        return
+    temporary = place.with_name(f"{TEMPORARY_PREFIX}{place.name}-{secrets.token_hex(4)}")
+    try:
+        temporary.write_text(text)
+        sync(temporary)
+        temporary.replace(place)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def open_file(place: Place) -> pa.NativeFile:
+    """A file for reading at any offset; one on this machine is mapped into memory."""
+    import pyarrow as pa
+
+    return place.filesystem.open_input_file(place.key) if isinstance(place, Remote) else pa.memory_map(str(place))
+
+
+def size_of(place: Place) -> int | None:
+    """Bytes of a file, or None if there is none."""
+    if isinstance(place, Remote):
+        info = place.info()
+        return info.size if info.is_file else None
+    return place.stat().st_size if place.is_file() else None
+
+
+def files_below(folder: Place) -> dict[str, int]:
+    """Size of every file below a folder by its relative path, without those that are being written."""
+    if isinstance(folder, Remote):
+        found = {info.path.removeprefix(f"{folder.key}/"): info.size for info in _listing(folder)}
+    else:
+        found = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    return {name: size for name, size in sorted(found.items()) if TEMPORARY_PREFIX not in name}
+
+
+def sha256_of(place: Place) -> str:
+    """Hex SHA-256 of a file's content."""
+    if isinstance(place, Remote):
+        return hashlib.sha256(place.read_bytes()).hexdigest()
+    with place.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def remove(folder: Place) -> None:
+    """Delete a folder with all that is in it, if it is there."""
+    if not isinstance(folder, Remote):
+        shutil.rmtree(folder, ignore_errors=True)
+    elif folder.exists():
+        folder.filesystem.delete_dir(folder.key)
+
+
+def local_copy(place: Place) -> Path:
+    """The file or folder itself, or a copy on this machine's disk, made once for each content."""
+    if not isinstance(place, Remote):
+        return place
+    infos = _listing(place) or [place.info()]
+    state = repr([(info.path, info.size, info.mtime_ns) for info in infos])
+    copy = _copies() / hashlib.sha256(state.encode()).hexdigest()[:32] / place.name
+    if not copy.exists():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with staged(copy) as path:
+            _download(place, path)
+    return copy
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _copies() -> Path:
+    return Path(os.environ.get(COPIES_VARIABLE) or Path.home() / ".cache" / "vlsi").absolute()
+
+
+def _listing(folder: Remote) -> list[FileInfo]:
+    from pyarrow.fs import FileSelector
+
+    infos = folder.filesystem.get_file_info(FileSelector(folder.key, allow_not_found=True, recursive=True))
+    return sorted((info for info in infos if info.is_file), key=lambda info: info.path)
+
+
+def _upload(path: Path, place: Remote) -> None:
+    """A file with one put (one multipart upload if it is large), or every file of a folder."""
+    from pyarrow.fs import LocalFileSystem, copy_files
+
+    files = {path: place} if path.is_file() else {path / name: place / name for name in files_below(path)}
+    for source, target in files.items():
+        copy_files(str(source), target.key, LocalFileSystem(), target.filesystem)
+
+
+def _download(place: Remote, path: Path) -> None:
+    from pyarrow.fs import LocalFileSystem, copy_files
+
+    copy_files(place.key, str(path), place.filesystem, LocalFileSystem())
+
+
+@lru_cache
+def _filesystem(scheme: str, bucket: str) -> FileSystem:
+    from pyarrow import fs
+
+    if scheme == "gs":
+        return fs.GcsFileSystem(retry_time_limit=timedelta(seconds=ATTEMPTS * PATIENCE_SECONDS))
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    return fs.S3FileSystem(
+        endpoint_override=endpoint,
+        region=region or (None if endpoint else fs.resolve_s3_region(bucket)),
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
+        request_timeout=PATIENCE_SECONDS,
+        connect_timeout=PATIENCE_SECONDS,
+        allow_delayed_open=True,
+    )
