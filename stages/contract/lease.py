@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from stages.contract.place import Place, Remote, write_whole
 
@@ -31,6 +31,22 @@ BEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
 SETTLE_SECONDS = 1.0
 """After which a claim that nobody has written over holds."""
+POLL_SECONDS = 2.0
+
+
+class Holder(NamedTuple):
+    """A process that has a lease in an object store; `life` tells it from others of the same number."""
+
+    host: str
+    pid: int
+    life: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+    def is_dead(self, me: Holder) -> bool:
+        """Whether the process is known to be gone: it was on this host, and now there is none or another one."""
+        return self.host == me.host and (self.pid == me.pid or not Path(f"/proc/{self.pid}").exists())
 
 
 @contextmanager
@@ -47,7 +63,7 @@ def _lease_here(place: Path) -> Iterator[None]:
     descriptor = _locked(lock)
     try:
         os.truncate(descriptor, 0)
-        os.write(descriptor, _me().encode())
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
     finally:
         lock.unlink(missing_ok=True)
@@ -72,7 +88,7 @@ def _locked(lock: Path) -> int:
 @contextmanager
 def _lease_remote(place: Remote) -> Iterator[None]:
     file = place / LEASE_FILE
-    me = f"{_me()} {secrets.token_hex(4)}"
+    me = Holder(socket.gethostname(), os.getpid(), secrets.token_hex(4))
     _claim(file, me)
     ended = threading.Event()
     beating = threading.Thread(target=_beat, args=(file, me, ended), daemon=True)
@@ -82,53 +98,47 @@ def _lease_remote(place: Remote) -> Iterator[None]:
     finally:
         ended.set()
         beating.join()
-        if _holder(file)[0] == me:
+        if (found := _read(file)) and found[0] == me:
             file.unlink(missing_ok=True)
 
 
-def _claim(file: Remote, me: str) -> None:
+def _claim(file: Remote, me: Holder) -> None:
     """Write the lease once it is free; of two that write at one time the later one has it."""
-    told = ""
-    while True:
-        holder, silent = _holder(file)
-        if holder == me:
-            return
-        if holder and silent < STALE_SECONDS:
-            if holder != told:
-                _say_waiting(file, holder)
-            told = holder
-            time.sleep(BEAT_SECONDS / 2)
+    told = None
+    while (found := _read(file)) is None or found[0] != me:
+        if found is None:
+            _write(file, me)
+            time.sleep(SETTLE_SECONDS)
             continue
-        if holder:
-            print(f"{holder} has been silent for {silent:.0f} s; taking over from it", file=sys.stderr)
-        _write(file, me)
-        time.sleep(SETTLE_SECONDS)
+        holder, silent = found
+        if silent > STALE_SECONDS or holder.is_dead(me):
+            print(f"{holder} is gone; taking over from it", file=sys.stderr)
+            file.unlink(missing_ok=True)
+            continue
+        if holder != told:
+            _say_waiting(file, str(holder))
+        told = holder
+        time.sleep(POLL_SECONDS)
 
 
-def _beat(file: Remote, me: str, ended: threading.Event) -> None:
+def _beat(file: Remote, me: Holder, ended: threading.Event) -> None:
     while not ended.wait(BEAT_SECONDS):
         with suppress(OSError):
             _write(file, me)
 
 
-def _holder(file: Remote) -> tuple[str, float]:
-    """Who has the lease, and for how many seconds there has been no sign of life; nobody if it is free."""
-    if not file.is_file():
-        return "", 0.0
+def _read(file: Remote) -> tuple[Holder, float] | None:
+    """Who has the lease, and for how many seconds there has been no sign of life; None if it is free."""
     try:
-        lease: dict[str, Any] = json.loads(file.read_text())
-    except (ValueError, FileNotFoundError):
-        return "", 0.0
-    return lease["holder"], time.time() - lease["time"]
+        lease: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    except FileNotFoundError:
+        lease = {}
+    return (Holder(*lease["holder"]), time.time() - lease["time"]) if lease else None
 
 
-def _write(file: Remote, me: str) -> None:
+def _write(file: Remote, me: Holder) -> None:
     write_whole(file, json.dumps({"holder": me, "time": time.time()}))
 
 
 def _say_waiting(file: Place, holder: str) -> None:
     print(f"waiting for {holder or 'another process'}, which holds {file}", file=sys.stderr)
-
-
-def _me() -> str:
-    return f"process {os.getpid()} on {socket.gethostname()}"

@@ -144,6 +144,8 @@ def staged(place: Place) -> Iterator[Path]:
     A folder that is already there stays as it is: whoever comes first has made it.
     """
     folder = None if isinstance(place, Remote) else place.parent
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=folder) as scratch:
         path = Path(scratch) / place.name
         yield path
@@ -265,9 +267,12 @@ def _upload(path: Path, place: Remote) -> None:
 
 
 def _download(place: Remote, path: Path) -> None:
+    """A file, or every file of a folder."""
     from pyarrow.fs import LocalFileSystem, copy_files
 
-    copy_files(place.key, str(path), place.filesystem, LocalFileSystem())
+    for name in files_below(place) or [""]:
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        copy_files((place / name).key, str(path / name), place.filesystem, LocalFileSystem())
 
 
 @lru_cache

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import json
 import multiprocessing
+import os
 import random
 import sys
 from pathlib import Path
@@ -20,16 +21,24 @@ import torch
 from stages.contract import Job
 from stages.contract.artifact import work_folder
 from stages.contract.job import execute
+from stages.contract.place import Remote, place_of
+from tests.stages.object_store import Server
 
 MOST_SHARDS = 4
 """That an attempt may finish before it is killed."""
+POLL_SECONDS = 0.001
 MOST_SECONDS = 0.05
 """Between the last of them and the kill; a shard takes about this long."""
 
 
 def shards(job: Job) -> dict[str, int]:
-    """Every shard there is, with the inode that its rename gave it: another inode is another making."""
-    places = (Path(job.output), work_folder(Path(job.output)))
+    """Every shard there is, with the inode that its rename gave it, or how often it was put: another number is
+    another making."""
+    output = place_of(job.output)
+    if isinstance(output, Remote):
+        puts = Server(os.environ["AWS_ENDPOINT_URL"]).puts(f"{output.name}/")
+        return {path: count for path, count in puts.items() if "/shard-" in path}
+    places = (output, work_folder(output))
     return {path.name: path.stat().st_ino for place in places for path in place.glob("[!.]*/shard-*.parquet")}
 
 
@@ -40,7 +49,7 @@ def attempt(job: Job, finished: int | None, seconds: float) -> bool:
     process = multiprocessing.get_context("fork").Process(target=execute, args=(job, run))
     process.start()
     while process.exitcode is None and (finished is None or len(shards(job)) < before + finished):
-        process.join(0.001)
+        process.join(POLL_SECONDS)
     process.join(seconds)
     process.kill()
     process.join()

@@ -109,7 +109,7 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
-def capture(teacher: Path, samples: Path, output: Path, **preprocessing: Any) -> Path:
+def capture(teacher: Path, samples: Path, output: Any, **preprocessing: Any) -> Any:
     job = Job(
         stage="capture",
         settings={
