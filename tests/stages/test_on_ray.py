@@ -5,24 +5,30 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import torch
 
 from stages.cache.reader import CacheReader
+from stages.cache.shard import Row
 from stages.contract import Job, StageError, read_journal
 from stages.contract.artifact import work_folder
 from stages.contract.files import QUARANTINE_FILE, STATES_FOLDER
 from stages.contract.job import execute
+from stages.contract.place import COPIES_VARIABLE, Remote, files_below, local_copy
 from stages.contract.settings import Schedule
 from stages.data.sample import read_samples
 from stages.training.order import Order
 from tests.stages import tiny
+from tests.stages.object_store import Server
 from tests.stages.test_chain import FLOAT32, SCHEDULE, largest_difference
 
 pytestmark = pytest.mark.ray
@@ -40,27 +46,36 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def ray_session() -> Iterator[None]:
+def ray_session(store: Server) -> Iterator[None]:
+    """Started after the object store, whose address its workers inherit."""
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
+    context = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RAY_ADDRESS", context.address_info["gcs_address"])
+        yield
     ray.shutdown()
 
 
 def run(
-    stage: str, places: dict[str, str], output: Path, workers: object, resources: dict | None = None, **settings: object
-) -> Path:
+    stage: str, places: dict[str, str], output: Any, workers: object, resources: dict | None = None, **settings: object
+) -> Any:
+    job = make_job(stage, places, output, workers, resources, **settings)
+    execute(job, importlib.import_module(f"stages.{stage}").run)
+    return output
+
+
+def make_job(
+    stage: str, places: dict[str, str], output: Any, workers: object, resources: dict | None = None, **settings: object
+) -> Job:
     names = {"capture": ("teacher", "samples"), "reinforcement": ("student", "samples")}[stage]
-    job = Job(
+    return Job(
         stage=stage,
         settings=settings,
         inputs={name: places[name] for name in names},
         output=str(output),
         resources={"workers": workers, "cpus_per_worker": 0.5} | (resources or {}),
     )
-    execute(job, importlib.import_module(f"stages.{stage}").run)
-    return output
 
 
 def test_two_actors_capture_what_one_process_captures(places: dict[str, str], tmp_path: Path) -> None:
@@ -82,6 +97,72 @@ def test_two_actors_capture_what_one_process_captures(places: dict[str, str], tm
     assert [(folder / QUARANTINE_FILE).read_text() for folder in folders] == ["", ""]
 
 
+ONE_BY_ONE = {"model": FLOAT32, "fraction": 1.0, "dtype": "float32", "shard_samples": 1, "target_layers": [0, 2]}
+
+
+@pytest.fixture(scope="module")
+def many(places: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Enough samples that a shard each takes a while."""
+    return places | {"samples": str(tiny.save_samples(tmp_path_factory.mktemp("many"), count=200))}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(many: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
+    return rows(run("capture", many, tmp_path_factory.mktemp("undisturbed") / "capture", 0, **ONE_BY_ONE))
+
+
+def rows(artifact: Path) -> list[Row]:
+    reader = CacheReader(artifact / STATES_FOLDER)
+    return [reader.read(sample_id) for sample_id in reader.ids]
+
+
+@pytest.mark.parametrize("operator", ["_Reading", "_Making"])
+def test_a_killed_actor_costs_no_row(
+    many: dict[str, str], undisturbed: list[Row], tmp_path: Path, operator: str
+) -> None:
+    """SIGKILL while it works; Ray Data starts another one, which makes what was not written."""
+    output = tmp_path / "capture"
+    killed: list[int] = []
+    watcher = threading.Thread(target=kill_an_actor, args=(operator, work_folder(output), killed))
+    watcher.start()
+    run("capture", many, output, 1, **ONE_BY_ONE)
+    watcher.join()
+    assert killed, "no actor was killed"
+    assert 0 < killed[0] < len(undisturbed), killed
+    assert rows(output) == undisturbed
+
+
+def kill_an_actor(operator: str, work: Path, killed: list[int]) -> None:
+    """Wait for the first shards, then kill the one actor of an operator."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (done := len(list(work.glob("states/shard-*")))):
+        time.sleep(0.01)
+    for process in psutil.process_iter(["cmdline"]):
+        if f"MapWorker(MapBatches({operator}))" in " ".join(process.info["cmdline"] or []):
+            process.kill()
+            killed.append(done)
+
+
+def test_a_killed_driver_leaves_what_the_next_one_completes(
+    many: dict[str, str], undisturbed: list[Row], tmp_path: Path
+) -> None:
+    """SIGKILL of the stage while its actors work on a cluster that lives on; its last shards may still come in."""
+    output = tmp_path / "capture"
+    file = tmp_path / "job.json"
+    file.write_text(make_job("capture", many, output, 1, **ONE_BY_ONE).model_dump_json())
+    stage = subprocess.Popen([sys.executable, "-m", "stages.capture", "--job", str(file)])
+    while not (done := list(work_folder(output).glob("states/shard-*"))):
+        time.sleep(0.01)
+        assert stage.poll() is None
+    stage.kill()
+    stage.wait()
+    before = {path.name: path.stat().st_ino for path in done}
+    run("capture", many, output, 1, **ONE_BY_ONE)
+    assert rows(output) == undisturbed
+    after = {path.name: path.stat().st_ino for path in (output / STATES_FOLDER).iterdir()}
+    assert {name: after[name] for name in before} == before, "a finished shard was made again"
+
+
 def test_a_worker_trains_what_the_process_itself_trains(places: dict[str, str], tmp_path: Path) -> None:
     settings = {"model": FLOAT32, "schedule": SCHEDULE}
     folders = [run("reinforcement", places, tmp_path / str(workers), workers, **settings) for workers in (0, 1)]
@@ -100,8 +181,13 @@ def test_a_workers_own_words_reach_the_caller_and_no_artifact_is_left(places: di
     assert work_folder(output).exists()
 
 
-def test_a_failed_training_goes_on_from_its_checkpoint(places: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["here", "s3"])
+def test_a_failed_training_goes_on_from_its_checkpoint(
+    places: dict[str, str], bucket: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
     """The third of four steps fails; the next start keeps the first two, and ends like a run that never failed."""
+    monkeypatch.setenv(COPIES_VARIABLE, str(tmp_path / "copies"))
+    output = tmp_path / "stopped" if where == "here" else bucket / tmp_path.name
     schedule = SCHEDULE | {"batch_size": 3}
     settings = {"model": FLOAT32, "schedule": schedule, "preprocessing": {"max_bad_fraction": 0.0}}
     straight = run("reinforcement", places, tmp_path / "straight", 0, **settings)
@@ -115,14 +201,15 @@ def test_a_failed_training_goes_on_from_its_checkpoint(places: dict[str, str], t
     (victim / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     own = places | {"samples": str(victim / "samples.jsonl")}
     with pytest.raises(StageError, match="cannot be read"):
-        run("reinforcement", own, tmp_path / "stopped", 1, **settings)
-    before = read_journal(work_folder(tmp_path / "stopped"))
+        run("reinforcement", own, output, 1, **settings)
+    before = read_journal(work_folder(output))
     assert [line["step"] for line in before] == [1, 2]
     for image in samples[lost].images:
         shutil.copy(image, victim / "images" / f"only-{image.name}")
-    resumed = run("reinforcement", own, tmp_path / "stopped", 1, **settings)
+    resumed = run("reinforcement", own, output, 1, **settings)
     assert read_journal(resumed)[:2] == before
-    assert largest_difference(straight, resumed) < SAME_RESULT_TOLERANCE
+    assert largest_difference(straight, local_copy(resumed)) < SAME_RESULT_TOLERANCE
+    assert not [name for name in files_below(resumed) if name.startswith("scratch/")]
 
 
 LONG = SCHEDULE | {"steps": 80, "checkpoint_every_steps": 10, "batch_size": 6, "learning_rate": 1e-3}
