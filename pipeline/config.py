@@ -7,6 +7,7 @@ Hydra composes the files and the overrides, pydantic validates the result. Every
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -153,8 +154,13 @@ def _sentence(folder: Path, data: Any, detail: Any) -> str:
     message = str(detail["ctx"]["error"]) if detail["type"] == "value_error" else detail["msg"]
     if not key:
         return message
-    found = "" if isinstance(detail["input"], dict) else f"{detail['input']!r} is not valid: "
+    found = "" if isinstance(detail["input"], dict) else f"{without_secret(repr(detail['input']))} is not valid: "
     return f"{key}: {found}{message[0].lower()}{message[1:]}"
+
+
+def without_secret(text: str) -> str:
+    """A text whose URLs keep nothing of what stands before an `@`."""
+    return re.sub(r"(\w://)[^/@\s]*@", r"\1…@", text)
 
 
 def _origin(folder: Path, data: Any, key: str) -> str:

@@ -14,7 +14,7 @@ from pipeline.graph import Graph, Node, closure
 from pipeline.identity import changed_fields
 from pipeline.store import RunRecord, Store
 from stages.contract import Artifact
-from stages.contract.artifact import work_folder
+from stages.contract.artifact import has_work
 
 FORCE_ALL = "all"
 
@@ -116,8 +116,7 @@ def _reasons(
     if not current and before is not None:
         yield from _differences(node, before)
     if not current and (before is None or before.manifest.fingerprint == node.fingerprint):
-        started = work_folder(node.output).exists()
-        yield "was interrupted, goes on where it stopped" if started else "no artifact yet"
+        yield "was interrupted, goes on where it stopped" if has_work(node.output) else "no artifact yet"
     if before is None:
         return
     for name, source in node.inputs.items():

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from stages.contract import STAGES, Resources
+from stages.contract.place import Remote, absolute, place_of
 from stages.contract.settings import (
     CaptureSettings,
     EvaluationSettings,
@@ -35,12 +36,16 @@ UNTRAINED = ("teacher", "backbone")
 """Names of what is evaluated as it is."""
 
 
-def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
+def _on_this_machine(place: str) -> str:
+    if isinstance(place_of(place), Remote):
+        raise ValueError(f"{place} has to be a path that all workers can read; an object store holds artifacts only")
+    return place
 
 
-Place = Annotated[str, AfterValidator(_absolute)]
-"""A path, made absolute against the current directory: stages run elsewhere."""
+AnyPlace = Annotated[str, AfterValidator(absolute)]
+"""A path, made absolute against the current directory (stages run elsewhere), or a URL of an object store."""
+LocalPlace = Annotated[str, AfterValidator(_on_this_machine), AfterValidator(absolute)]
+"""A path alone."""
 
 
 class Section(BaseModel):
@@ -53,7 +58,7 @@ class Model(Section):
     """A checkpoint and how it is read."""
 
     path: str
-    """A folder, or a hub id such as `Qwen/Qwen2-VL-2B-Instruct`."""
+    """A folder, a hub id such as `Qwen/Qwen2-VL-2B-Instruct`, or the URL of a folder in an object store."""
     revision: str | None = None
     """Of a hub id: a branch, tag or commit; only a commit never changes under you."""
     loading: ModelLoading = ModelLoading()
@@ -63,12 +68,12 @@ class Model(Section):
     @classmethod
     def _absolute_folder(cls, path: str) -> str:
         is_hub_id = _HUB_ID.fullmatch(path) and not path.startswith(".") and not Path(path).exists()
-        return path if is_hub_id else _absolute(path)
+        return path if is_hub_id else absolute(path)
 
     @property
     def is_folder(self) -> bool:
-        """Whether the path is on this machine rather than on a hub."""
-        return Path(self.path).is_absolute()
+        """Whether it is a folder, here or in an object store, rather than on a hub."""
+        return Path(self.path).is_absolute() or isinstance(place_of(self.path), Remote)
 
     @property
     def place(self) -> str:
@@ -79,8 +84,8 @@ class Model(Section):
 class Data(Section):
     """The samples (JSON lines) and how they become tensors."""
 
-    train: Place
-    test: Place
+    train: LocalPlace
+    test: LocalPlace
     preprocessing: Preprocessing = Preprocessing()
 
 
@@ -121,8 +126,9 @@ class Experiment(Section):
 
     name: str
     seed: int = 0
-    store: Place
-    prepared: Place
+    store: AnyPlace
+    """Folder or URL of all artifacts."""
+    prepared: LocalPlace
     """Artifact of `vlsi prepare`, where the experiment makes its own models and data."""
     teacher: Model
     student: Model

@@ -18,6 +18,7 @@ from pipeline.config import ConfigError, Configuration
 from pipeline.experiment import MAIN, UNTRAINED, Experiment, Model
 from pipeline.identity import Digests, MissingInput, fingerprint
 from stages.contract import STAGES, Job, Resources
+from stages.contract.place import Place, place_of
 from stages.contract.settings import Settings
 
 
@@ -46,7 +47,7 @@ class Node:
     stage: str
     settings: Settings
     inputs: dict[str, Node | Source]
-    store: Path
+    store: Place
     fixed_output: Path | None = None
 
     @cached_property
@@ -68,7 +69,7 @@ class Node:
         return fingerprint(self.identity)
 
     @property
-    def output(self) -> Path:
+    def output(self) -> Place:
         """Where the artifact stands once it is committed."""
         return self.fixed_output or self.store / self.stage / self.fingerprint
 
@@ -157,7 +158,7 @@ def prepare_graph(experiment: Experiment) -> Graph:
             f"(a hub id is downloaded when it is first used):\n{listed}"
         )
     place = Path(experiment.prepared)
-    return Graph((Node("prepare", "prepare", experiment.prepare, {}, Path(experiment.store), place),), {})
+    return Graph((Node("prepare", "prepare", experiment.prepare, {}, place_of(experiment.store), place),), {})
 
 
 def closure(nodes: list[Node]) -> Iterator[str]:
@@ -232,7 +233,7 @@ class _Chain:
 
     def _node(self, stage: str, settings: Settings, **inputs: Node | Source) -> Node:
         key = f"{stage}@{self.variant}" if self.variant else stage
-        node = Node(key, stage, settings, inputs, Path(self.experiment.store))
+        node = Node(key, stage, settings, inputs, place_of(self.experiment.store))
         return self.nodes.setdefault(node.fingerprint, node)
 
     def _teacher(self) -> Source:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from stages.contract.artifact import canonical_json
-from stages.contract.place import sha256_of, write_whole
+from stages.contract.place import Remote, dates_below, place_of, sha256_of, write_whole
 
 DIGEST_LENGTH = 16
 DIGESTS_FILE = ".digests.json"
@@ -54,8 +55,12 @@ class Digests:
             self._known = {}
 
     def checkpoint(self, path: str) -> str:
-        """Of a folder: names and contents of the files that make the model. Of a hub id: the id itself."""
-        folder = Path(path)
+        """Of a folder: names and contents of the files that make the model; in an object store their sizes and
+        dates stand for the contents. Of a hub id: the id itself."""
+        place = place_of(path)
+        if isinstance(place, Remote):
+            return _remote_checkpoint(place)
+        folder = place
         if not folder.is_absolute():
             return path if "@" in path else f"{path}@main"
         if not folder.is_dir():
@@ -93,6 +98,14 @@ class Digests:
             self._known[key] = known = [*state, sha256_of(path)]
             self._changed = True
         return str(known[2])
+
+
+def _remote_checkpoint(folder: Remote) -> str:
+    files = {name: date for name, date in dates_below(folder).items() if "/" not in name}
+    files = {n: date for n, date in files.items() if any(fnmatch(n, pattern) for pattern in _CHECKPOINT_PATTERNS)}
+    if "config.json" not in files:
+        raise MissingInput(f"{folder} is no checkpoint: it has no config.json")
+    return fingerprint({name: date for name, date in files.items() if name not in _NOT_OF_THE_MODEL})
 
 
 def _image_names(file: Path) -> Iterator[str]:

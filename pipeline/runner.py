@@ -6,6 +6,7 @@ called from one thread; only the stages themselves run in others.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -18,7 +19,9 @@ from pipeline.experiment import Execution
 from pipeline.graph import Node
 from pipeline.store import RunRecord, Store
 from stages.contract import Artifact, Follower, Job, open_artifact
-from stages.contract.artifact import work_folder
+from stages.contract.artifact import has_work, work_folder
+from stages.contract.journal import PUT_SECONDS
+from stages.contract.place import Remote
 
 POLL_SECONDS = 0.2
 
@@ -63,6 +66,7 @@ class Runner:
         self._executor = executor
         self._observers = observers
         self._followers: dict[str, Follower] = {}
+        self._due: dict[str, float] = {}
 
     def run(self, decisions: Sequence[Decision]) -> Outcome:
         """Run every node that is not reused; return when nothing more can run."""
@@ -120,10 +124,13 @@ class Runner:
 
     def _listen(self, node: Node, *, ended: bool) -> None:
         """Pass on what the stage wrote into its journal, which moves with the artifact when that is committed."""
-        work = work_folder(node.output)
-        folder = node.output if ended and not work.exists() else work
-        for line in self._followers[node.key].new_lines(folder):
+        if not ended and time.monotonic() < self._due.get(node.key, 0.0):
+            return
+        artifact = open_artifact(node.output) if ended and not has_work(node.output) else None
+        for line in self._followers[node.key].new_lines(artifact.path if artifact else work_folder(node.output)):
             self._tell("line", node, line)
+        if isinstance(node.output, Remote):
+            self._due[node.key] = time.monotonic() + PUT_SECONDS
 
     def _tell(self, event: str, *details: Any) -> None:
         for observer in self._observers:

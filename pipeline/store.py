@@ -4,6 +4,8 @@
 <store>/logs/                      what each stage printed, and the job it was given
 <store>/runs/<experiment>.json     the record
 <store>/reports/<experiment>.html  what `vlsi report` writes
+
+With artifacts in an object store the rest is in `vlsi-records` below the current folder.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.graph import Node
 from stages.contract import Artifact, open_artifact
-from stages.contract.place import write_whole
+from stages.contract.place import place_of, write_whole
+
+RECORDS_FOLDER = "vlsi-records"
 
 
 class RunRecord(BaseModel):
@@ -35,9 +39,10 @@ class RunRecord(BaseModel):
 class Store:
     """The folders of one store."""
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, store: str | Path) -> None:
         """Nothing is created until something is written."""
-        self.root = Path(root)
+        self.artifacts = place_of(store)
+        self.root = self.artifacts if isinstance(self.artifacts, Path) else Path(RECORDS_FOLDER).absolute()
 
     def artifact(self, node: Node) -> Artifact | None:
         """What is committed at the node's place; its fingerprint may differ where people chose the place."""
@@ -46,7 +51,7 @@ class Store:
     def last_artifact(self, node: Node, record: RunRecord) -> Artifact | None:
         """What this node was made from when the experiment last ran."""
         known = record.nodes.get(node.key)
-        return open_artifact(self.root / node.stage / known) if known else None
+        return open_artifact(self.artifacts / node.stage / known) if known else None
 
     def read_record(self, name: str) -> RunRecord:
         """The record of an experiment; an unreadable one counts as none, and only costs explanations."""

@@ -23,6 +23,8 @@ from pipeline.identity import flatten, spell
 from pipeline.results import Scores
 from pipeline.store import RunRecord, Store
 from stages.contract import Artifact
+from stages.contract.place import uri_of
+from stages.contract.quarantine import read_quarantine
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -121,6 +123,7 @@ class Tracker:
         for name, figure in stage_figures(artifact).items():
             self._client.log_figure(run_id, figure, f"figures/{name}.png")
         self._client.log_dict(run_id, artifact.manifest.summary, "summary.json")
+        self._log_quarantine(artifact, run_id)
         if node.stage == "reinforcement":
             self._register_student(node, run_id)
         self._client.set_terminated(run_id, "FINISHED")
@@ -220,6 +223,14 @@ class Tracker:
                 dataset = Dataset(Path(source.place).stem, source.digest, "local", source.place)
                 self._client.log_inputs(run_id, [DatasetInput(dataset)])
 
+    def _log_quarantine(self, artifact: Artifact, run_id: str) -> None:
+        """How many samples the stage left out, and which."""
+        bad = read_quarantine(artifact.path)
+        self._client.log_metric(run_id, "quarantined", len(bad))
+        if bad:
+            columns = {name: [getattr(line, name) for line in bad] for name in ("id", "line", "reason")}
+            self._client.log_table(run_id, columns, "quarantine.json")
+
     def _register_student(self, node: Node, run_id: str) -> None:
         """Name the checkpoint as a model whose weights stay in the store."""
         import mlflow
@@ -228,7 +239,7 @@ class Tracker:
             name=f"{self._experiment.name}-{node.key}".replace(".", "_").replace("@", "-"),
             source_run_id=run_id,
             experiment_id=self._experiment_id,
-            tags={"weights": node.output.as_uri(), "fingerprint": node.fingerprint},
+            tags={"weights": uri_of(node.output), "fingerprint": node.fingerprint},
             model_type="image-text-to-text",
         )
 

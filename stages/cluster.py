@@ -23,8 +23,8 @@ from stages.contract import Job, Journal, StageError
 from stages.contract.files import SHARDS_FILE
 from stages.contract.job import SIDE_CPUS
 from stages.contract.place import Place, place_of, write_whole
+from stages.contract.quarantine import write_quarantine
 from stages.data.encoding import Encoded
-from stages.data.quarantine import write_quarantine
 from stages.data.sample import BadLine, Sample
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import pyarrow.parquet as pq
 import torch
@@ -15,7 +15,7 @@ from stages.cache.codecs import from_blob
 from stages.cache.shard import Layout, Row, open_shard, read_rows
 from stages.cache.table import DamagedShard, set_aside
 from stages.contract.artifact import ArtifactError
-from stages.contract.place import Place, files_below
+from stages.contract.place import Place, files_below, patiently
 
 ROW_GROUPS_IN_MEMORY = 256
 
@@ -110,13 +110,14 @@ class CacheReader:
     def _index(self, place: Place, file: pq.ParquetFile) -> None:
         self._files.append((place, file))
         for group in range(file.num_row_groups):
-            ids = file.read_row_group(group, columns=["id"])["id"].to_pylist()
+            column = patiently(partial(file.read_row_group, group, columns=["id"]))
+            ids = column["id"].to_pylist()
             self._places |= {name: (len(self._files) - 1, group, row) for row, name in enumerate(ids)}
 
     def _read_group(self, file: int, group: int) -> list[Row]:
         place, parquet = self._files[file]
         with self._lock, _damaged_set_aside(place):
-            return read_rows(parquet, group, self.layout, place)
+            return patiently(lambda: read_rows(parquet, group, self.layout, place))
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from stages.cache.codecs import CODEC_VERSION, Field, to_blobs
-from stages.cache.table import WAY_OUT, DamagedShard, described, open_table
+from stages.cache.table import WAY_OUT, DamagedShard, described, open_table, raise_damaged
 from stages.contract.artifact import ArtifactError
 from stages.contract.place import Place
 from stages.data.encoding import Encoded
@@ -154,7 +154,7 @@ def read_rows(file: pq.ParquetFile, group: int, layout: Layout, place: Place) ->
         table.validate(full=True)
         read = [(_row(values, layout), values["checksum"]) for values in table.to_pylist()]
     except Exception as error:  # a damaged page can make the parser raise anything
-        raise DamagedShard(f"{place}: row group {group} cannot be read: {error!r}; {WAY_OUT}") from error
+        raise_damaged(f"{place}: row group {group} cannot be read: {error!r}", error)
     for row, checksum in read:
         if row.checksum != checksum:
             raise DamagedShard(f"{place}: the checksum of sample {row.key.id} does not fit its data; {WAY_OUT}")

@@ -13,13 +13,13 @@ import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.contract.artifact import ArtifactError
-from stages.contract.place import Place, Remote, open_file, size_of, staged
+from stages.contract.place import Place, Remote, is_transient, open_file, patiently, size_of, staged
 from stages.data.sample import BadLine
 
 ROW_GROUP_BYTES = 2**20
@@ -87,9 +87,16 @@ def open_table(place: Place) -> tuple[pq.ParquetFile, dict[str, Any]]:
     """
     try:
         # Who reads rows verifies their own checksums.
-        return _parse(open_file(place), pre_buffer=isinstance(place, Remote))
+        return patiently(lambda: _parse(open_file(place), pre_buffer=isinstance(place, Remote)))
     except Exception as error:  # a damaged footer can make the parser raise anything
-        raise DamagedShard(f"{place} cannot be read as a shard: {error}; {WAY_OUT}") from error
+        raise_damaged(f"{place} cannot be read as a shard: {error}", error)
+
+
+def raise_damaged(message: str, error: Exception) -> NoReturn:
+    """Say that a shard is damaged, unless it was only the way to it."""
+    if is_transient(error):
+        raise error
+    raise DamagedShard(f"{message}; {WAY_OUT}") from error
 
 
 def set_aside(place: Place) -> None:
@@ -101,8 +108,8 @@ def set_aside(place: Place) -> None:
 
 def _checked(place: Place) -> ShardSummary:
     """Read all of a shard."""
+    data = pa.py_buffer(place.read_bytes()) if isinstance(place, Remote) else open_file(place).read_buffer()
     try:
-        data = open_file(place).read_buffer()
         file, metadata = _parse(pa.BufferReader(data), page_checksum_verification=True)
         for group in range(file.num_row_groups):
             file.read_row_group(group)

@@ -192,6 +192,11 @@ def work_folder(place: Place) -> Place:
     return reopened if (reopened / _OWNER_FILE).is_file() else place
 
 
+def has_work(place: Place) -> bool:
+    """Whether an attempt to make the artifact at `place` has begun and is not committed."""
+    return (work_folder(place) / _OWNER_FILE).is_file()
+
+
 def prepare_work(place: Place, *, fresh: bool, identity: str) -> Place:
     """Make or take up the work folder of `place`; a fresh attempt starts from nothing."""
     work = work_folder(place)

@@ -14,18 +14,20 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from pyarrow.fs import FileInfo, FileSystem
 
+T = TypeVar("T")
 SCHEMES = ("s3", "gs")
 ATTEMPTS = 8
 """Of one request to an object store, with growing pauses, before it is an error."""
@@ -33,6 +35,8 @@ PATIENCE_SECONDS = 60
 """That one request may take."""
 TEMPORARY_PREFIX = ".writing-"
 """Of files that are being written; what a kill leaves of them belongs to nothing."""
+_OF_A_STORE = ("AWS Error", "google::cloud", "curlCode")
+"""In the messages of pyarrow's file systems."""
 COPIES_VARIABLE = "VLSI_COPIES"
 """Names the folder for copies of what lies in an object store; else it is below ~/.cache."""
 
@@ -79,12 +83,16 @@ class Remote:
 
     def info(self) -> FileInfo:
         """Type, size and time."""
-        return self.filesystem.get_file_info(self.key)
+        return patiently(lambda: self.filesystem.get_file_info(self.key))
 
     def read_bytes(self) -> bytes:
         """The whole file."""
-        with self.filesystem.open_input_file(self.key) as file:
-            return file.read()
+
+        def read() -> bytes:
+            with self.filesystem.open_input_file(self.key) as file:
+                return file.read()
+
+        return patiently(read)
 
     def read_text(self) -> str:
         """The whole file as text."""
@@ -92,8 +100,12 @@ class Remote:
 
     def write_text(self, text: str) -> None:
         """Put the whole file with one request: a reader sees the old one or the new."""
-        with self.filesystem.open_output_stream(self.key) as file:
-            file.write(text.encode())
+
+        def write() -> None:
+            with self.filesystem.open_output_stream(self.key) as file:
+                file.write(text.encode())
+
+        patiently(write)
 
     def mkdir(self, **_: Any) -> None:
         """Nothing: an object store has no folders."""
@@ -101,15 +113,33 @@ class Remote:
     def unlink(self, *, missing_ok: bool = False) -> None:
         """Delete the file."""
         if not missing_ok or self.is_file():
-            self.filesystem.delete_file(self.key)
+            patiently(lambda: self.filesystem.delete_file(self.key))
 
     def move_to(self, other: Remote) -> None:
         """Copy within the store, then delete."""
-        self.filesystem.copy_file(self.key, other.key)
+        patiently(lambda: self.filesystem.copy_file(self.key, other.key))
         self.unlink()
 
 
 Place = Path | Remote
+
+
+def patiently(request: Callable[[], T]) -> T:
+    """Repeat a request to an object store whose failure the store's client takes for final too early."""
+    for pause in (*(0.2 * 2**attempt for attempt in range(ATTEMPTS)), None):
+        try:
+            return request()
+        except OSError as error:
+            if pause is None or not is_transient(error):
+                raise
+            time.sleep(pause)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether a request failed for a reason that may pass, rather than the file or the right to it being missing."""
+    refused = isinstance(error, FileNotFoundError | PermissionError) or "ACCESS_DENIED" in str(error)
+    return isinstance(error, OSError) and not refused and any(mark in str(error) for mark in _OF_A_STORE)
 
 
 def place_of(where: str | Place) -> Place:
@@ -135,6 +165,11 @@ def absolute(where: str) -> str:
     """The same place for a process that runs in another folder."""
     place = place_of(where)
     return str(place) if isinstance(place, Remote) else str(place.expanduser().absolute())
+
+
+def uri_of(place: Place) -> str:
+    """With its scheme: `file:///…`, `s3://…`."""
+    return str(place) if isinstance(place, Remote) else place.as_uri()
 
 
 @contextmanager
@@ -187,7 +222,9 @@ def open_file(place: Place) -> pa.NativeFile:
     """A file for reading at any offset; one on this machine is mapped into memory."""
     import pyarrow as pa
 
-    return place.filesystem.open_input_file(place.key) if isinstance(place, Remote) else pa.memory_map(str(place))
+    if isinstance(place, Remote):
+        return patiently(lambda: place.filesystem.open_input_file(place.key))
+    return pa.memory_map(str(place))
 
 
 def size_of(place: Place) -> int | None:
@@ -207,6 +244,11 @@ def files_below(folder: Place) -> dict[str, int]:
     return {name: size for name, size in sorted(found.items()) if TEMPORARY_PREFIX not in name}
 
 
+def dates_below(folder: Remote) -> dict[str, list[int]]:
+    """Size and time of every file below a folder in an object store."""
+    return {info.path.removeprefix(f"{folder.key}/"): [info.size, info.mtime_ns] for info in _listing(folder)}
+
+
 def sha256_of(place: Place) -> str:
     """Hex SHA-256 of a file's content."""
     if isinstance(place, Remote):
@@ -220,7 +262,7 @@ def remove(folder: Place) -> None:
     if not isinstance(folder, Remote):
         shutil.rmtree(folder, ignore_errors=True)
     elif folder.exists():
-        folder.filesystem.delete_dir(folder.key)
+        patiently(lambda: folder.filesystem.delete_dir(folder.key))
 
 
 def local_copy(place: Place) -> Path:
@@ -253,7 +295,8 @@ def _copies() -> Path:
 def _listing(folder: Remote) -> list[FileInfo]:
     from pyarrow.fs import FileSelector
 
-    infos = folder.filesystem.get_file_info(FileSelector(folder.key, allow_not_found=True, recursive=True))
+    selector = FileSelector(folder.key, allow_not_found=True, recursive=True)
+    infos = patiently(lambda: folder.filesystem.get_file_info(selector))
     return sorted((info for info in infos if info.is_file), key=lambda info: info.path)
 
 
@@ -263,7 +306,7 @@ def _upload(path: Path, place: Remote) -> None:
 
     files = {path: place} if path.is_file() else {path / name: place / name for name in files_below(path)}
     for source, target in files.items():
-        copy_files(str(source), target.key, LocalFileSystem(), target.filesystem)
+        patiently(partial(copy_files, str(source), target.key, LocalFileSystem(), target.filesystem))
 
 
 def _download(place: Remote, path: Path) -> None:
@@ -272,7 +315,7 @@ def _download(place: Remote, path: Path) -> None:
 
     for name in files_below(place) or [""]:
         (path / name).parent.mkdir(parents=True, exist_ok=True)
-        copy_files((place / name).key, str(path / name), place.filesystem, LocalFileSystem())
+        patiently(partial(copy_files, (place / name).key, str(path / name), place.filesystem, LocalFileSystem()))
 
 
 @lru_cache

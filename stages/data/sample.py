@@ -20,6 +20,8 @@ from typing import Any
 
 from PIL import Image
 
+from stages.contract.quarantine import BadLine
+
 ROLES = ("system", "user", "assistant")
 
 
@@ -81,15 +83,6 @@ class Sample:
         for data in files:
             content.update(hashlib.sha256(data).digest())
         return content.hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class BadLine:
-    """A sample that was left out: its id and line in the sample file, and why."""
-
-    id: str
-    line: int
-    reason: str
 
 
 def read_samples(path: Path) -> tuple[list[Sample], list[BadLine]]:

@@ -10,7 +10,7 @@ from typing import Any
 from stages.contract import Job, StageError, read_journal
 from stages.contract.artifact import SCRATCH_FOLDER
 from stages.contract.place import Place, Remote, filled, place_of, write_whole
-from stages.data.quarantine import write_quarantine
+from stages.contract.quarantine import write_quarantine
 from stages.memory import peak_memory_bytes
 
 _SUMMARY_FILE = "summary.json"

@@ -17,8 +17,11 @@ from pipeline.runner import Outcome
 from pipeline.session import Session
 from stages.contract import Job, Journal
 from stages.contract.job import execute
+from stages.contract.place import Place, write_whole
+from stages.contract.quarantine import BadLine, write_quarantine
 
 TASKS = ("which-digit", "read-a-row", "largest", "how-many", "add-a-column", "sort-a-row", "even-or-odd")
+BAD = [BadLine("7", 8, "image 7.png cannot be read: OSError"), BadLine("line 12", 12, "invalid UTF-8")]
 
 
 class FakeExecutor:
@@ -48,14 +51,15 @@ class FakeExecutor:
         self.environments[job.stage] = environment
         execute(job, self._stage)
 
-    def _stage(self, job: Job, work: Path) -> dict[str, Any]:
+    def _stage(self, job: Job, work: Place) -> dict[str, Any]:
         journal = Journal(work, total=3, unit="steps")
         for step in (1, 2):
             journal.write(step, loss=1.0 / step, samples_per_second=10.0)
         if job.stage in self.failing:
             raise StageFailed(f"{job.stage}: out of luck")
         journal.write(3, loss=0.3, learning_rate=1e-4, ce_teacher=[2.0, 1.0])
-        (work / "weights.bin").write_text(job.fingerprint)
+        write_whole(work / "weights.bin", job.fingerprint)
+        write_quarantine(work, BAD if job.stage == "capture" else [], job.stage)
         return summary_of(job.stage)
 
 

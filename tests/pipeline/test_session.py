@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from conftest import FakeExecutor
 from rich.console import Console
 
 from pipeline.config import ConfigError
+from pipeline.runner import Outcome
 from pipeline.session import Session
+from stages.contract.place import Remote
 
 QUIET = Console(quiet=True)
 
@@ -93,3 +96,42 @@ def test_a_damaged_record_costs_only_explanations() -> None:
 def test_there_is_no_report_on_nothing() -> None:
     with pytest.raises(ConfigError, match="nothing of digits has been made yet; run `vlsi run"):
         Session.open([]).write_report()
+
+
+def test_artifacts_in_an_object_store_are_made_found_and_reported(
+    world: Path,
+    bucket: Remote,
+    run: Callable[..., Outcome],
+    executor: FakeExecutor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Records, logs and the report stay on this machine."""
+    monkeypatch.setattr("stages.contract.lease.SETTLE_SECONDS", 0.0)
+    place = bucket / world.name
+    there = (f"store={place}", f"prepared={world / 'store' / 'prepared' / 'digits'}", "~variants")
+    outcome = run(*there)
+    assert not outcome.failed
+    assert "interaction" in executor.stages
+    assert {artifact.place.parent.parent for artifact in outcome.artifacts.values()} == {place}
+    run(*there)
+    assert executor.stages == []
+    run(*there, "reinforcement.schedule.learning_rate=1e-5")
+    assert set(executor.stages) == {"evaluation", "reinforcement"}
+    run(*there, force="capture")
+    assert "capture" in executor.stages
+    assert "interaction" in executor.stages
+    assert (world / "vlsi-records" / "reports" / "digits.html").exists() or not outcome.executed
+    assert (world / "vlsi-records" / "runs" / "digits.json").exists()
+
+
+@pytest.mark.parametrize("key", ["prepared", "data.train"])
+def test_what_workers_read_as_files_is_on_this_machine(world: Path, key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{key}: .*has to be a path that all workers can read"):
+        Session.open([f"{key}=s3://bucket/a"])
+
+
+@pytest.mark.usefixtures("world")
+def test_a_store_with_a_secret_in_its_url_is_refused_without_repeating_it() -> None:
+    with pytest.raises(ConfigError, match="credentials and endpoints come from the environment") as error:
+        Session.open(["store=s3://key:secret@bucket/a"])
+    assert "secret" not in str(error.value)

@@ -99,6 +99,20 @@ def test_a_run_is_a_parent_with_a_child_for_every_stage(track: Callable[..., Run
     }
 
 
+def test_the_samples_that_a_stage_left_out_are_counted_and_listed(track: Callable[..., Runs]) -> None:
+    runs = track(ALONE)
+    capture, precompute = runs.children["capture"], runs.children["precompute"]
+    assert capture.data.metrics["quarantined"] == 2
+    assert precompute.data.metrics["quarantined"] == 0
+    table = runs.client.load_table(runs.experiment_id, "quarantine.json", [capture.info.run_id])
+    assert table.to_dict("list") == {
+        "id": ["7", "line 12"],
+        "line": [8, 12],
+        "reason": ["image 7.png cannot be read: OSError", "invalid UTF-8"],
+    }
+    assert "quarantine.json" not in runs.artifacts(precompute)
+
+
 def test_a_failed_run_is_marked_and_then_continued(track: Callable[..., Runs], executor: FakeExecutor) -> None:
     executor.failing = {"interaction"}
     runs = track(ALONE)

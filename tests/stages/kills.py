@@ -22,7 +22,7 @@ from stages.contract import Job
 from stages.contract.artifact import work_folder
 from stages.contract.job import execute
 from stages.contract.place import Remote, place_of
-from tests.stages.object_store import Server
+from tests.object_store import Server
 
 MOST_SHARDS = 4
 """That an attempt may finish before it is killed."""

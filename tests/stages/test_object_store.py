@@ -19,8 +19,8 @@ from stages.contract.artifact import prepare_work
 from stages.contract.files import QUARANTINE_FILE, STATES_FOLDER
 from stages.contract.job import execute
 from stages.contract.place import Place, Remote, files_below, place_of
+from tests.object_store import Server
 from tests.stages import tiny
-from tests.stages.object_store import Server
 from tests.stages.test_bad_input import CORPUS, capture, write_corpus
 from tests.stages.test_chain import FLOAT32, SCHEDULE, largest_difference
 from tests.stages.test_integrity import FOLDERS, SETTINGS
@@ -167,6 +167,20 @@ def test_a_damaged_shard_is_named_and_it_alone_is_made_again(
     assert rows(run(job)) == whole
     after = store.puts(tmp_path.name)
     assert [path for path in after if "/shard-" in path and after[path] != before.get(path)] == [f"/{victim.key}"]
+
+
+def test_requests_that_fail_while_a_cache_is_read_damage_nothing(
+    places: dict[str, str], bucket: Remote, store: Server, tmp_path: Path
+) -> None:
+    """A third of them. Red if a shard that could not be reached counts as damaged and is set aside."""
+    job = make_job("capture", places, bucket / tmp_path.name)
+    whole = rows(run(job))
+    before = store.faults(errors=0.3)
+    try:
+        assert read_all(place_of(job.output) / STATES_FOLDER) == whole
+    finally:
+        assert store.faults(errors=0.0) > before
+    assert not [name for name in files_below(place_of(job.output)) if "damaged" in name]
 
 
 def test_a_forced_attempt_leaves_the_old_result_until_it_is_whole(

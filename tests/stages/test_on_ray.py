@@ -27,8 +27,8 @@ from stages.contract.place import COPIES_VARIABLE, Remote, files_below, local_co
 from stages.contract.settings import Schedule
 from stages.data.sample import read_samples
 from stages.training.order import Order
+from tests.object_store import Server
 from tests.stages import tiny
-from tests.stages.object_store import Server
 from tests.stages.test_chain import FLOAT32, SCHEDULE, largest_difference
 
 pytestmark = pytest.mark.ray

@@ -25,7 +25,7 @@ from stages.contract.place import (
     staged,
     write_whole,
 )
-from tests.stages.object_store import Server
+from tests.object_store import Server
 
 
 @pytest.fixture(params=["here", "s3"])

@@ -1,6 +1,6 @@
 """A real S3 server (moto) in a process of its own, which can be told to fail and to be slow.
 
-    python -m tests.stages.object_store PORT
+    python -m tests.object_store PORT
 
 `POST /faults` sets what happens to the requests that follow: `{"errors": 0.3}` answers so many of them
 with 500, `{"slow": 2.0}` lets every GET of an object wait so many seconds first. It answers with the
@@ -90,7 +90,7 @@ def serve() -> Iterator[Server]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.stages.object_store", str(port)],
+        [sys.executable, "-m", "tests.object_store", str(port)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
