@@ -24,7 +24,6 @@ import torch
 
 from stages.cache.codecs import Field
 from stages.cache.shard import RAW_STATES, Key, Layout, Row, make_table, rows_of
-from stages.cluster import ReadSamples, ShardProgram, run_over_shards
 from stages.contract import Job
 from stages.contract.files import LAST_LAYER, READOUT_FOLDER, STATES_FOLDER, block_column
 from stages.contract.job import main
@@ -34,6 +33,7 @@ from stages.data.encoding import Encoded, Encoder, encode_all
 from stages.data.sample import BadLine, Sample, read_samples
 from stages.models.backbone import load_processor
 from stages.models.teacher import Teacher
+from stages.shards import ReadSamples, ShardProgram, run_over_shards
 
 
 def open_reader(job: Job) -> ReadSamples:

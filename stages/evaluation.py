@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 import torch
 
 from stages.cache.table import described
-from stages.cluster import ReadSamples, ShardProgram, run_over_shards
 from stages.contract import Job
 from stages.contract.files import PREDICTIONS_FOLDER
 from stages.contract.job import main
@@ -30,6 +29,7 @@ from stages.data.encoding import Encoded, Encoder, collate_prompts, encode_all, 
 from stages.data.packing import pack
 from stages.data.sample import BadLine, Sample, read_samples
 from stages.models.backbone import Backbone, load_processor
+from stages.shards import ReadSamples, ShardProgram, run_over_shards
 
 _SCHEMA = pa.schema(
     [

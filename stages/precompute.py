@@ -27,7 +27,6 @@ from torch import Tensor
 from stages.cache.codecs import Hidden, make_codec
 from stages.cache.reader import CacheReader
 from stages.cache.shard import Key, Layout, Row, make_table, rows_of
-from stages.cluster import ReadSamples, ShardProgram, run_over_shards
 from stages.contract import Job, StageError
 from stages.contract.files import (
     LAST_LAYER,
@@ -48,6 +47,7 @@ from stages.models.backbone import States, default_device, load_processor
 from stages.models.readout import Readout, save_head
 from stages.models.teacher import Teacher
 from stages.models.verbalizer import Verbalizers
+from stages.shards import ReadSamples, ShardProgram, run_over_shards
 
 
 def open_reader(job: Job) -> ReadSamples:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stages import capture, cluster
+from stages import capture, shards
 from stages.cache.reader import CacheReader
 from stages.contract import Job, open_artifact
 from stages.contract.files import STATES_FOLDER
@@ -24,7 +24,7 @@ def test_an_interrupted_capture_computes_only_the_missing_shards(
     }
     output = tmp_path / "capture"
     job = Job(stage="capture", settings=settings, inputs=inputs, output=str(output), resources={"workers": 0})
-    write, written = cluster.write_table, []
+    write, written = shards.write_table, []
 
     def dies_at_the_third(path: Path, *rest: object) -> object:
         if len(written) == 2:
@@ -32,12 +32,12 @@ def test_an_interrupted_capture_computes_only_the_missing_shards(
         written.append(path.name)
         return write(path, *rest)
 
-    monkeypatch.setattr(cluster, "write_table", dies_at_the_third)
+    monkeypatch.setattr(shards, "write_table", dies_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         execute(job, capture.run)
     assert open_artifact(output) is None
     again = []
-    monkeypatch.setattr(cluster, "write_table", lambda path, *rest: (again.append(path.name), write(path, *rest))[1])
+    monkeypatch.setattr(shards, "write_table", lambda path, *rest: (again.append(path.name), write(path, *rest))[1])
     execute(job, capture.run)
     assert written == ["shard-000000.parquet", "shard-000001.parquet"]
     assert again == ["shard-000002.parquet"]
