@@ -5,19 +5,20 @@
 
 The same line is what a container runs, what `ray job submit` submits, what a RayJob's entrypoint
 names and what the chain calls. Exit codes: 0 the artifact is there (made now, or before); 1 the
-stage failed; 2 the job is not valid.
+stage failed; 2 the job is not valid; 3 it was asked to stop (SIGTERM), and the next start goes on there.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
 
@@ -34,6 +35,10 @@ SIDE_CPUS = 0.5
 
 class StageError(Exception):
     """A stage cannot go on; the message says what, where, what is allowed and what to do."""
+
+
+class Stopped(Exception):
+    """A stage was asked to stop; what it has done is kept."""
 
 
 @dataclass(frozen=True)
@@ -284,13 +289,22 @@ def main(name: str, argv: list[str] | None = None) -> int:
     except (OSError, ValidationError, ValueError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, _stop)
     try:
         manifest = execute(job, run)
+    except Stopped as stopped:
+        print(f"{name}: stopped, {stopped}", file=sys.stderr)
+        return 3
     except (StageError, ArtifactError) as error:
         print(f"{name}: {str(error).removeprefix(f'{name}: ')}", file=sys.stderr)
         return 1
     print(f"{name}: {job.output} ({manifest.duration_seconds:.1f} s)")
     return 0
+
+
+def _stop(*_: object) -> NoReturn:
+    """What SIGTERM does, unless the stage has something to finish first: shards are whole at any moment."""
+    raise Stopped("the next start goes on at the first shard that is missing")
 
 
 def _describe(stage: Stage) -> str:

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable
-from typing import Any
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from stages.contract import Job, StageError, read_journal
 from stages.contract.artifact import SCRATCH_FOLDER
+from stages.contract.files import STOP_FILE
+from stages.contract.job import Stopped
 from stages.contract.place import Place, Remote, filled, place_of, write_whole
 from stages.contract.quarantine import write_quarantine
 from stages.memory import peak_memory_bytes
 
+if TYPE_CHECKING:
+    from stages.training.loop import Loop
+
+_STOPPED_FILE = "stopped.txt"
 _SUMMARY_FILE = "summary.json"
 _ERROR_FILE = "error.txt"
 
@@ -30,6 +39,7 @@ def train(job: Job, work: Place, objective: str) -> dict[str, Any]:
 
     Raises:
         StageError: a worker failed for a reason that has a message of its own.
+        Stopped: a SIGTERM came, and the workers left a checkpoint.
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -41,7 +51,8 @@ def train(job: Job, work: Place, objective: str) -> dict[str, Any]:
         connect()
     scratch = work / SCRATCH_FOLDER
     scratch.mkdir(exist_ok=True)
-    (scratch / _ERROR_FILE).unlink(missing_ok=True)
+    for left in (_ERROR_FILE, STOP_FILE, _STOPPED_FILE):
+        (scratch / left).unlink(missing_ok=True)
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config={"job": job.model_dump_json(), "work": str(work), "objective": objective},
@@ -58,10 +69,13 @@ def train(job: Job, work: Place, objective: str) -> dict[str, Any]:
         ),
     )
     try:
-        trainer.fit()
+        with _sigterm_leaves(scratch / STOP_FILE):
+            trainer.fit()
     except Exception as error:
         message = scratch / _ERROR_FILE
         raise StageError(message.read_text() if message.is_file() else f"{job.stage}: {error}") from error
+    if (scratch / _STOPPED_FILE).is_file():
+        raise Stopped((scratch / _STOPPED_FILE).read_text())
     return json.loads((scratch / _SUMMARY_FILE).read_text())
 
 
@@ -75,6 +89,9 @@ def _train_worker(config: dict[str, str]) -> None:
         objective = build(job)
         loop = Loop(objective, work, job.resources)
         outcome = loop.run()
+        if outcome.stopped_at is not None:
+            _say_stopped(work, loop, outcome.stopped_at)
+            return
     except StageError as error:
         write_whole(work / SCRATCH_FOLDER / _ERROR_FILE, f"{job.stage}: {error}")
         raise
@@ -91,6 +108,24 @@ def _train_worker(config: dict[str, str]) -> None:
     }
     write_quarantine(work, outcome.bad, job.stage)
     write_whole(work / SCRATCH_FOLDER / _SUMMARY_FILE, json.dumps(summary))
+
+
+@contextmanager
+def _sigterm_leaves(file: Place) -> Iterator[None]:
+    """Let a SIGTERM tell the workers to stop; in a thread, which gets no signals, nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: write_whole(file, ""))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _say_stopped(work: Place, loop: Loop, step: int) -> None:
+    if loop.is_first_worker:
+        write_whole(work / SCRATCH_FOLDER / _STOPPED_FILE, f"the next start goes on after step {step}")
 
 
 def _storage(scratch: Place) -> dict[str, Any]:

@@ -25,6 +25,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 from torch.distributed.tensor import DTensor
 
 from stages.contract import Journal, Resources, StageError
+from stages.contract.artifact import SCRATCH_FOLDER
+from stages.contract.files import STOP_FILE
 from stages.contract.place import Place
 from stages.data.encoding import Batch
 from stages.data.sample import BadLine
@@ -46,10 +48,12 @@ class Outcome:
     Attributes:
         bad: all workers' samples that could not be used.
         waiting_share: of this worker's time, waiting for data.
+        stopped_at: the last step, if the training was asked to stop before its end.
     """
 
     bad: tuple[BadLine, ...]
     waiting_share: float
+    stopped_at: int | None = None
 
 
 class Counts(NamedTuple):
@@ -61,6 +65,7 @@ class Counts(NamedTuple):
     padded_tokens: Any
     samples: Any
     bad_samples: Any
+    asked_to_stop: Any
 
 
 class Loop:
@@ -75,6 +80,8 @@ class Loop:
         self._accelerator, self._module = distribute(objective, resources)
         self._rank, self._workers = self._accelerator.process_index, self._accelerator.num_processes
         self._bad: dict[str, BadLine] = {}
+        self._stopping = False
+        self._looked_for_stop = 0.0
         self._optimizer = make_optimizer(objective.parameters(), objective.schedule)
 
     def run(self) -> Outcome:
@@ -96,10 +103,13 @@ class Loop:
             seconds, waiting = seconds + took, waiting + waited
             if journal:
                 journal.write(step + 1, **_rates(numbers, took), seconds_waiting=waited)
-            if (step + 1) % self._schedule.checkpoint_every_steps == 0 or step + 1 == self._order.steps:
+            is_last = step + 1 == self._order.steps or self._stopping
+            if (step + 1) % self._schedule.checkpoint_every_steps == 0 or is_last:
                 if journal:
                     journal.flush()
                 self._checkpoint(step + 1)
+            if self._stopping and step + 1 < self._order.steps:
+                return Outcome((), 0.0, stopped_at=step + 1)
             began = time.monotonic()
         return Outcome(tuple(self._bad.values()), waiting / seconds if seconds else 0.0)
 
@@ -128,6 +138,7 @@ class Loop:
             group["lr"] = rate
         self._seed(step)
         counts = self._counts(data)
+        self._stopping = bool(counts.asked_to_stop.any())
         if counts.bad_samples.any():
             self._quarantine(data.bad)
         if not data.batches:
@@ -166,9 +177,17 @@ class Loop:
             padded_tokens=sum(mask.numel() for mask in masks),
             samples=sum(len(batch.sample_ids) for batch in data.batches),
             bad_samples=len(data.bad),
+            asked_to_stop=self._is_asked_to_stop(),
         )
         of_all = self._accelerator.gather(torch.tensor([own], dtype=torch.float64, device=self._accelerator.device))
         return Counts(*of_all.unbind(dim=1))
+
+    def _is_asked_to_stop(self) -> bool:
+        """The first worker looks, not more than once a second; all of them end at the same step."""
+        if not self._accelerator.is_main_process or time.monotonic() - self._looked_for_stop < 1:
+            return False
+        self._looked_for_stop = time.monotonic()
+        return (self._work / SCRATCH_FOLDER / STOP_FILE).is_file()
 
     def _accumulate(self, batches: Sequence[Batch], tokens: Tensor) -> dict[str, Tensor]:
         """Add up the gradients of this worker's micro-batches; returns its sums over response tokens."""

@@ -258,6 +258,31 @@ def kill_a_worker(work: Path, step: int, killed: list[int]) -> None:
         time.sleep(0.01)
 
 
+def test_a_training_that_is_asked_to_stop_leaves_a_checkpoint_and_says_where(
+    places: dict[str, str], straight: Path, tmp_path: Path
+) -> None:
+    """SIGTERM to the stage, as Kubernetes sends it: exit code 3 at a step between checkpoints, then no bit is lost."""
+    output = tmp_path / "stopped"
+    schedule = LONG | {"checkpoint_every_steps": 1000}
+    settings = {"model": FLOAT32, "schedule": schedule, "lora": DROPOUT}
+    file = tmp_path / "job.json"
+    file.write_text(make_job("reinforcement", places, output, 2, **settings).model_dump_json())
+    command = [sys.executable, "-m", "stages.reinforcement", "--job", str(file)]
+    stage = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while len(read_journal(work_folder(output))) < 3:
+        time.sleep(0.01)
+        assert stage.poll() is None
+    stage.terminate()
+    _, errors = stage.communicate(timeout=120)
+    assert stage.returncode == 3, errors
+    last = read_journal(work_folder(output))[-1]["step"]
+    assert 3 <= last < 80
+    assert f"stopped, the next start goes on after step {last}" in errors
+    run("reinforcement", places, output, 2, **settings)
+    assert largest_difference(straight, output) == 0.0
+    assert [line["step"] for line in read_journal(output)] == list(range(1, 81))
+
+
 def test_sharded_workers_train_and_export_what_whole_copies_do(places: dict[str, str], tmp_path: Path) -> None:
     settings = {"model": FLOAT32, "schedule": SCHEDULE}
     whole = run("reinforcement", places, tmp_path / "whole", 0, **settings)
