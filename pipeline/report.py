@@ -11,12 +11,16 @@ from pipeline import figures
 from pipeline.experiment import MAIN, Experiment
 from pipeline.graph import Graph, Node
 from pipeline.identity import flatten, spell
+from pipeline.planner.comparison import Pair, compare
 from pipeline.results import Scores, collect_scores, tasks_of
 from stages.contract import Artifact, read_journal
+from stages.contract.quarantine import read_quarantine
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+SHOWN_QUARANTINED = 100
+"""Rows of each stage's table."""
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1f2937; --soft: #5b6675; --line: #d8dde4; --page: #fff; --card: #f6f7f9 }
 @media (prefers-color-scheme: dark) {
@@ -48,6 +52,8 @@ def render(experiment: Experiment, graph: Graph, artifacts: Mapping[str, Artifac
             _layers(present),
             _losses(present),
             _stages(present),
+            _plan(experiment, present),
+            _quarantine(present),
             _settings(present),
         )
         for part in section
@@ -129,9 +135,47 @@ def _stages(present: Sequence[tuple[Node, Artifact]]) -> Iterator[str]:
     yield f'<div class="wide"><table><thead>{heads}</thead>{rows}</table></div>'
 
 
+def _plan(experiment: Experiment, present: Sequence[tuple[Node, Artifact]]) -> Iterator[str]:
+    """What `vlsi plan` says of each stage beside what was measured of it."""
+    basis, comparisons = compare(experiment, present)
+    if not comparisons:
+        return
+    yield "<h2>Planned and measured</h2>"
+    rows = "".join(
+        f"<tr><td>{escape(one.key)}</td>{_pair(one.disk_bytes, 1e6, 2)}{_pair(one.files)}{_pair(one.response_tokens)}"
+        f"{_pair(one.peak_bytes, 1e9, 2)}{_pair(one.seconds, digits=1)}</tr>"
+        for one in comparisons
+    )
+    heads = ("stage", "cache, MB", "files", "response tokens", "memory of a worker, GB", "seconds")
+    heading = "".join(f"<th>{head}</th>" for head in heads)
+    yield f'<div class="wide"><table><thead><tr>{heading}</tr></thead>{rows}</table></div>'
+    yield f'<p class="soft">Planned / measured. Samples {escape(basis)}.</p>'
+
+
+def _pair(pair: Pair, unit: float = 1, digits: int = 0) -> str:
+    known = ["–" if value is None else f"{value / unit:,.{digits}f}" for value in pair]
+    return f"<td>{'' if known == ['–', '–'] else ' / '.join(known)}</td>"
+
+
 def _waiting(artifact: Artifact) -> str:
     share = artifact.manifest.summary.get("waiting_share")
     return "–" if share is None else f"{100 * share:.1f}"
+
+
+def _quarantine(present: Sequence[tuple[Node, Artifact]]) -> Iterator[str]:
+    """The samples that stages left out: how many, why, and the first of each stage."""
+    found = {node.key: bad for node, artifact in present if (bad := read_quarantine(artifact.path))}
+    if found:
+        yield "<h2>Samples left out</h2>"
+    for key, bad in found.items():
+        rows = "".join(
+            f"<tr><td><code>{escape(line.id)}</code></td><td>{line.line}</td><td>{escape(line.reason)}</td></tr>"
+            for line in bad[:SHOWN_QUARANTINED]
+        )
+        more = f", of which the first {SHOWN_QUARANTINED}" if len(bad) > SHOWN_QUARANTINED else ""
+        heads = "<thead><tr><th>id</th><th>line</th><th>reason</th></tr></thead>"
+        table = f'<div class="wide"><table class="text">{heads}{rows}</table></div>'
+        yield f"<details><summary>{escape(key)}: {len(bad):,}{more}</summary>{table}</details>"
 
 
 def _settings(present: Sequence[tuple[Node, Artifact]]) -> Iterator[str]:

@@ -5,7 +5,7 @@
 Builds both models' published configurations with random bfloat16 weights as ordinary checkpoints (22 GB in
 FOLDER, kept for the next run), then runs capture, verbalization, precompute, interaction and reinforcement
 for a few samples, each as its own process through the command that users take, and compares peak memory and
-time with what `pipeline/planner.py` says. Ends with a table; one JSON line per stage goes to standard output
+time with what `pipeline/planner` says. Ends with a table; one JSON line per stage goes to standard output
 and, with --output, to a file.
 
 Memory is the process's high-water mark of resident pages (VmHWM), file-mapped ones included: on a CPU a
@@ -50,7 +50,10 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from pipeline import planner
+from pipeline.planner import costs, memory
+from pipeline.planner.models import ModelSize
+from pipeline.planner.plan import COSTS
+from pipeline.planner.work import Cost, Machine, Recipe, Workload
 from stages.contract import read_journal
 from stages.contract.settings import EveryNth, Lora, ModelLoading, Preprocessing, Schedule, resolve_target_layers
 from stages.data.digits import ask, corpus, draw_picture, load_digits, messages
@@ -279,7 +282,7 @@ class Comparison:
     """A stage's prediction beside what was measured."""
 
     stage: str
-    cost: planner.Cost
+    cost: Cost
     predicted_seconds: float
     outcome: Outcome
 
@@ -421,11 +424,14 @@ class Prediction:
         self._encoded, bad = encode_all(encoder, read_samples(folder / "samples.jsonl")[0])
         if bad:
             raise SystemExit(f"a sample cannot be used: {bad[0].reason}")
-        self._teacher, self._student = (planner.ModelSize.of_config(config) for config in (QWEN2_VL_7B, QWEN2_VL_2B))
-        self.recipe = planner.Recipe(
+        self._teacher, self._student = (ModelSize.of_config(config) for config in (QWEN2_VL_7B, QWEN2_VL_2B))
+        self.recipe = Recipe(
             teacher_targets=len(resolve_target_layers(EveryNth(**TARGET_LAYERS), self._teacher.layers)),
             student_targets=len(resolve_target_layers(EveryNth(**TARGET_LAYERS), self._student.layers)),
             vocabulary=encoder.real_vocabulary,
+            state_bytes=2 * self._teacher.width,
+            cached_bytes=2 * self._student.width + memory.FLOAT32,
+            distinct_samples=SAMPLES,
             micro_batch_samples=MICRO_BATCH_SAMPLES,
             batch_samples=BATCH_SAMPLES,
             shard_samples=SHARD_SAMPLES,
@@ -434,22 +440,14 @@ class Prediction:
         self.workload = measure_workload(self._encoded)
         self._process_bytes = watch([sys.executable, "-c", PROCESS_CODE, str(checkpoint)]).peak_bytes
 
-    def cost(self, stage: str) -> tuple[planner.Cost, float]:
+    def cost(self, stage: str) -> tuple[Cost, float]:
         """Of one shard or step, and its seconds."""
         worker = self._calibrate(stage)
         unit = self.workload.some(SHARD_SAMPLES if stage in ("capture", "precompute") else BATCH_SAMPLES)
-        teacher, student, recipe = self._teacher, self._student, self.recipe
-        costs: dict[str, Callable[[], planner.Cost]] = {
-            "capture": lambda: planner.capture(teacher, unit, recipe, worker),
-            "verbalization": lambda: planner.verbalization(teacher, student, unit, recipe, worker),
-            "precompute": lambda: planner.precompute(teacher, student, unit, recipe, worker),
-            "interaction": lambda: planner.interaction(teacher, student, unit, recipe, worker),
-            "reinforcement": lambda: planner.reinforcement(student, unit, recipe, worker),
-        }
-        cost = costs[stage]()
+        cost = COSTS[stage](self._teacher, self._student, unit, self.recipe, worker)
         return cost, cost.work.seconds(worker)
 
-    def _calibrate(self, stage: str) -> planner.Machine:
+    def _calibrate(self, stage: str) -> Machine:
         """What this machine sustains of the stage's kinds of work: two blocks of its model, a piece of its head."""
         teacher, student, recipe = self._teacher, self._student, self.recipe
         rows = self.workload.some(MICRO_BATCH_SAMPLES).responses
@@ -466,7 +464,7 @@ class Prediction:
             model_rate = training_rate(batch, QWEN2_VL_2B, recipe, trained)
         else:
             model_rate = forward_rate(batch, QWEN2_VL_7B if stage == "capture" else QWEN2_VL_2B)
-        return planner.Machine(
+        return Machine(
             half_flops_per_second=model_rate,
             float_flops_per_second=head_rate(*heads[stage]),
             moved_bytes_per_second=adamw_rate(),
@@ -476,13 +474,13 @@ class Prediction:
         )
 
 
-def measure_workload(encoded: list[Encoded]) -> planner.Workload:
+def measure_workload(encoded: list[Encoded]) -> Workload:
     """What the samples are, in tokens."""
     images = mean(int((one.input_ids == COMMON["image_token_id"]).sum()) for one in encoded)
     responses = mean(len(one.response_ids) for one in encoded)
     patches = mean(len(one.extras["pixel_values"]) for one in encoded)
     text = mean(len(one.input_ids) for one in encoded) - images - responses
-    return planner.Workload(len(encoded), text, images, responses, patches, patches)
+    return Workload(len(encoded), text, images, responses, patches, patches)
 
 
 def forward_rate(encoded: list[Encoded], published: dict[str, Any]) -> float:
@@ -490,13 +488,13 @@ def forward_rate(encoded: list[Encoded], published: dict[str, Any]) -> float:
     backbone, batch = _few_blocks(encoded, published)
     with torch.no_grad():
         seconds = _seconds(lambda: backbone.states(batch, ()))
-    return measure_workload(encoded).forward_flops(planner.ModelSize.of_config(_few(published))) / seconds
+    return measure_workload(encoded).forward_flops(ModelSize.of_config(_few(published))) / seconds
 
 
 def training_rate(
     encoded: list[Encoded],
     published: dict[str, Any],
-    recipe: planner.Recipe,
+    recipe: Recipe,
     trained: Callable[[Backbone, Lora], None],
 ) -> float:
     """The same of a student in training: adapters, autocast, blocks computed again, backward."""
@@ -509,7 +507,7 @@ def training_rate(
             loss = backbone.states(batch, ()).last.sum()
         loss.backward()
 
-    work = planner.decoder_training(planner.ModelSize.of_config(_few(published)), measure_workload(encoded), recipe)
+    work = costs.decoder_training(ModelSize.of_config(_few(published)), measure_workload(encoded), recipe)
     return work.half_flops / _seconds(train)
 
 
@@ -530,14 +528,14 @@ def _few(published: dict[str, Any]) -> dict[str, Any]:
 
 def head_rate(rows: float, width: int) -> float:
     """Operations per second of the two float32 products with one block of a head."""
-    x, block = torch.randn(round(rows), width), torch.randn(planner.VOCABULARY_BLOCK, width)
+    x, block = torch.randn(round(rows), width), torch.randn(memory.VOCABULARY_BLOCK, width)
     return 4 * len(x) * block.numel() / _seconds(lambda: (x @ block.T) @ block)
 
 
 def widening_rate(width: int) -> float:
     """Bytes per second that a float32 copy of one block of a head reads and writes."""
-    block = torch.randn(planner.VOCABULARY_BLOCK, width).bfloat16()
-    return block.numel() * (block.itemsize + planner.FLOAT32) / _seconds(block.float)
+    block = torch.randn(memory.VOCABULARY_BLOCK, width).bfloat16()
+    return block.numel() * (block.itemsize + memory.FLOAT32) / _seconds(block.float)
 
 
 def adamw_rate() -> float:
@@ -545,7 +543,7 @@ def adamw_rate() -> float:
     parameter = torch.nn.Parameter(torch.randn(2**12, 2**13))
     parameter.grad = torch.randn_like(parameter)
     optimizer = make_optimizer([parameter], Schedule())
-    return planner.ADAMW_MOVED * parameter.numel() / _seconds(optimizer.step)
+    return costs.ADAMW_MOVED * parameter.numel() / _seconds(optimizer.step)
 
 
 def _seconds(action: Callable[[], Any]) -> float:

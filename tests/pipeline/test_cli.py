@@ -81,7 +81,9 @@ def test_a_failure_shows_its_message_and_ends_with_1(
     assert "Go on with: vlsi run tracking.enabled=false ~variants" in text
 
 
-@pytest.mark.parametrize("command", [["run"], ["status"], ["explain", "interaction"], ["prepare"], ["job", "capture"]])
+@pytest.mark.parametrize(
+    "command", [["run"], ["status"], ["explain", "interaction"], ["prepare"], ["plan"], ["job", "capture"]]
+)
 def test_a_configuration_that_is_not_valid_ends_with_2(
     vlsi: Callable[..., tuple[int, str]], command: list[str]
 ) -> None:
@@ -95,7 +97,7 @@ def test_a_job_is_what_the_stage_reads(vlsi: Callable[..., tuple[int, str]]) -> 
     assert (code, json.loads(text)["stage"]) == (0, "interaction")
 
 
-@pytest.mark.parametrize("command", ["run", "status", "explain", "prepare", "report", "job"])
+@pytest.mark.parametrize("command", ["run", "plan", "status", "explain", "prepare", "report", "job"])
 def test_help_says_what_to_type_next(vlsi: Callable[..., tuple[int, str]], command: str) -> None:
     code, text = vlsi(command, "--help")
     text = " ".join(text.split())
@@ -125,7 +127,8 @@ def test_asking_and_running_nothing_load_nothing_heavy(run: Callable[..., Outcom
     run()
     program = (
         "import sys, pipeline.cli\n"
-        "for arguments in (['status'], ['run'], ['explain', 'interaction']):\n"
+        "plan = ['plan', 'experiment=qwen2vl-2b-from-7b']\n"
+        "for arguments in (['status'], ['run'], ['explain', 'interaction'], plan):\n"
         "    sys.argv = ['vlsi', *arguments]\n"
         "    try:\n        pipeline.cli.main()\n"
         "    except SystemExit as ended:\n        assert not ended.code\n"

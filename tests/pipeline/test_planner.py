@@ -18,8 +18,9 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
 )
 
-from pipeline import planner
-from pipeline.planner import Machine, ModelSize, Recipe, Workload
+from pipeline.planner import costs, memory
+from pipeline.planner.models import ModelSize
+from pipeline.planner.work import Machine, Recipe, Workload
 from stages.contract.settings import Lora, Schedule, Verbalizer
 from stages.losses.divergence import Head, moment_target, partition
 from stages.models.backbone import Backbone
@@ -141,6 +142,8 @@ RECIPE = Recipe(
     teacher_targets=3,
     student_targets=2,
     vocabulary=290,
+    state_bytes=192,
+    cached_bytes=100,
     micro_batch_samples=2,
     batch_samples=2,
     lora_rank=4,
@@ -199,7 +202,7 @@ def test_training_operations_are_those_that_torch_counts(rank: int | None, check
     first_input = 2 * tokens * SIZE.width * (SIZE.width + 2 * SIZE.key_value_width + 3 * rank) if rank else 0
 
     measured = counted(lambda: backbone.model.base_model(**batch, use_cache=False).last_hidden_state.sum().backward())
-    assert planner.decoder_training(SIZE, WORK, recipe).half_flops == measured + computed_again + first_input
+    assert costs.decoder_training(SIZE, WORK, recipe).half_flops == measured + computed_again + first_input
 
 
 def test_operations_of_the_heads_are_those_that_torch_counts() -> None:
@@ -207,10 +210,10 @@ def test_operations_of_the_heads_are_those_that_torch_counts() -> None:
     student, teacher = (Head(torch.randn(RECIPE.vocabulary, width)) for width in (SIZE.width, 2 * SIZE.width))
     layers, tokens = 3, int(WORK.responses)
     x = torch.randn(layers, tokens, SIZE.width, requires_grad=True)
-    work = planner._frozen_head_work(SIZE, layers, WORK, RECIPE, MACHINE)
+    work = costs._frozen_head_work(SIZE, layers, WORK, RECIPE, MACHINE)
     assert work.float_flops == counted(lambda: partition(x, student))
     wide = replace(SIZE, width=2 * SIZE.width)
-    precompute = planner.precompute(wide, SIZE, WORK, replace(RECIPE, teacher_targets=0), MACHINE)
+    precompute = costs.precompute(wide, SIZE, WORK, replace(RECIPE, teacher_targets=0), MACHINE)
     states = torch.randn(tokens, wide.width)
     assert precompute.work.float_flops == counted(lambda: moment_target(states, teacher, student))
 
@@ -219,7 +222,7 @@ def test_operations_of_the_verbalizers_are_those_that_torch_counts() -> None:
     verbalizers = Verbalizers([0, 1], SIZE.width, Verbalizer())
     states = [torch.randn(int(WORK.responses), SIZE.width) for _ in range(2)]
     measured = counted(lambda: torch.stack(verbalizers(states, torch.nn.Identity())).sum().backward())
-    assert planner._verbalizer_training(SIZE, 2, WORK).half_flops == measured
+    assert costs._verbalizer_training(SIZE, 2, WORK).half_flops == measured
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -248,11 +251,14 @@ def test_what_a_training_pass_keeps_is_what_autograd_saves(
     activations = [t for place, t in saved.items() if place not in theirs and t.shape not in shapes]
     measured = sum(tensor.untyped_storage().nbytes() for tensor in activations)
     recipe = replace(RECIPE, lora_rank=rank, checkpointing=checkpointing, number_bytes=dtype.itemsize)
-    expected = planner._kept_states(size, WORK, recipe, dtype.itemsize)
-    expected += WORK.samples * WORK.tokens * size.width * planner.FLOAT32
+    expected = memory.kept_states(size, WORK, recipe, dtype.itemsize)
+    expected += WORK.samples * WORK.tokens * size.width * memory.FLOAT32
     assert expected == pytest.approx(measured, rel=ONCE_FOR_ALL_BLOCKS if checkpointing else 0.02)
 
 
 def test_importing_the_planner_imports_nothing_heavy() -> None:
-    code = "import sys, pipeline.planner; print([m for m in ('torch', 'transformers', 'ray') if m in sys.modules])"
+    code = (
+        "import sys, pipeline.planner.plan, pipeline.planner.tables\n"
+        "print([m for m in ('torch', 'transformers', 'ray') if m in sys.modules])"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

@@ -10,9 +10,14 @@ from conftest import TASKS, FakeExecutor, summary_of
 from rich.console import Console
 
 from pipeline import figures
+from pipeline.experiment import Experiment
+from pipeline.planner.comparison import compare
+from pipeline.planner.facts import Facts, Options, assumed
+from pipeline.planner.models import ModelSize, VisionSize
 from pipeline.report import render
 from pipeline.results import Scores, collect_scores
 from pipeline.session import Session
+from stages.contract.artifact import File
 
 HOSTILE = '<script>alert("1")</script> $\\frac{ & [red]'
 
@@ -90,3 +95,52 @@ def test_a_curve_leaves_out_what_is_no_number() -> None:
     journal = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": "nan"}, {"step": 3, "loss": 1.0}]
     measured = figures.loss_curves({"interaction": journal}).axes[0].lines[0]
     assert list(measured.get_xdata()) == [1, 3]
+
+
+def test_the_report_compares_what_was_planned_with_what_was_measured(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Quantities that an artifact does not have are left out; the plan of a variant is that of its settings."""
+    monkeypatch.setattr("pipeline.planner.comparison.find_facts", facts_of)
+    monkeypatch.setattr("pipeline.planner.plan.model_size", lambda key, model: SIZE)
+    artifacts = session.artifacts()
+    capture = artifacts["capture"]
+    summary = {"bytes": 4_560_000, "response_tokens": 6426, "peak_memory_bytes": 1_230_000_000}
+    files = tuple(File(path=f"states/shard-{n}.parquet", bytes=1, sha256="") for n in range(6))
+    manifest = capture.manifest.model_copy(update={"summary": summary, "files": files})
+    artifacts["capture"] = type(capture)(capture.path, manifest)
+    basis, comparisons = compare(session.experiment, [(n, artifacts[n.key]) for n in session.graph.nodes])
+    by_key = {one.key: one for one in comparisons}
+    assert basis == "assumed (a test)"
+    assert "evaluation" not in by_key
+    assert {"capture", "precompute", "precompute@last-layer-kd", "reinforcement@sft"} <= set(by_key)
+    of_capture = by_key["capture"]
+    assert of_capture.files == (6, 6)
+    assert of_capture.response_tokens == (1500 * 4, 6426)
+    assert of_capture.disk_bytes.measured == 4_560_000
+    assert of_capture.peak_bytes.measured == 1_230_000_000
+    assert of_capture.seconds.planned is None, "no accelerator, no stated throughput"
+    assert by_key["interaction"].peak_bytes.measured is None
+    assert by_key["precompute@last-layer-kd"].disk_bytes.planned < by_key["precompute"].disk_bytes.planned / 5
+    html = render(session.experiment, session.graph, artifacts)
+    assert "<h2>Planned and measured</h2>" in html
+    assert " / 4.56</td><td>6 / 6</td><td>6,000 / 6,426</td>" in html
+
+
+def test_a_plan_that_cannot_be_made_leaves_the_report_without_one(session: Session) -> None:
+    assert "Planned and measured" not in render(session.experiment, session.graph, session.artifacts())
+
+
+SIZE = ModelSize(10, 96, 256, 4, 4, 576, 462, False, VisionSize(2, 64, 128, 100_000, 1176, 1000, 6, 24))
+
+
+def facts_of(experiment: Experiment, options: Options, verbalization: str | None) -> Facts:
+    assert verbalization is not None
+    return assumed(SIZE, 60, Options(samples=1500, response_tokens=4, prompt_tokens=20), "a test")
+
+
+def test_the_samples_that_stages_left_out_are_listed(session: Session) -> None:
+    html = render(session.experiment, session.graph, session.artifacts())
+    assert "<summary>capture: 2</summary>" in html
+    assert "<td>8</td><td>image 7.png cannot be read: OSError</td>" in html
+    assert "<summary>precompute:" not in html
