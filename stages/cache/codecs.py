@@ -220,23 +220,35 @@ def to_blobs(tensors: Sequence[Tensor], fields: Sequence[Field], counts: Sequenc
     return [b"".join(_planes(piece) for piece in pieces) for pieces in zip(*parts, strict=True)]
 
 
-def from_blob(blob: bytes, fields: Sequence[Field], count: int) -> list[Tensor]:
-    """The [count, width] tensors of one blob.
+def from_blobs(blobs: Sequence[bytes | memoryview], fields: Sequence[Field], counts: Sequence[int]) -> list[Tensor]:
+    """The [N, width] tensors of several samples' blobs, one after the other.
 
     Raises:
-        ValueError: the blob has another length than its fields and count say.
+        ValueError: a blob has another length than its fields and count say.
     """
-    expected = count * sum(field.bytes_per_token for field in fields)
-    if len(blob) != expected:
-        raise ValueError(f"a blob of {count} tokens has {len(blob)} bytes, expected {expected}")
-    tensors, start = [], 0
+    for blob, count in zip(blobs, counts, strict=True):
+        if len(blob) != (expected := count * sum(field.bytes_per_token for field in fields)):
+            raise ValueError(f"a blob of {count} tokens has {len(blob)} bytes, expected {expected}")
+    tensors, starts = [], [0] * len(blobs)
     for field in fields:
-        size = count * field.bytes_per_token
-        planes = np.frombuffer(blob, np.uint8, size, start).reshape(field.dtype.itemsize, -1)
-        numbers = torch.from_numpy(planes.T.flatten()).view(field.dtype)
-        tensors.append(numbers.reshape(count, field.width))
-        start += size
+        sizes = [count * field.bytes_per_token for count in counts]
+        pieces = [np.frombuffer(blob, np.uint8, *at) for blob, *at in zip(blobs, sizes, starts, strict=True)]
+        joined = torch.from_numpy(_joined([piece.reshape(field.dtype.itemsize, -1) for piece in pieces]))
+        tensors.append(joined.view(field.dtype).reshape(sum(counts), field.width))
+        starts = [start + size for start, size in zip(starts, sizes, strict=True)]
     return tensors
+
+
+def _joined(pieces: Sequence[np.ndarray]) -> np.ndarray:
+    """[itemsize, n] planes of several pieces to [N, itemsize]: plane by plane, which is faster than to transpose."""
+    numbers = np.empty((sum(planes.shape[1] for planes in pieces), len(pieces[0])), np.uint8)
+    start = 0
+    for planes in pieces:
+        end = start + planes.shape[1]
+        for place, plane in enumerate(planes):
+            numbers[start:end, place] = plane
+        start = end
+    return numbers
 
 
 def _planes(tensor: Tensor) -> bytes:

@@ -8,16 +8,16 @@ from contextlib import contextmanager
 from functools import lru_cache, partial
 
 import pyarrow.parquet as pq
-import torch
 from torch import Tensor
 
-from stages.cache.codecs import from_blob
+from stages.cache.codecs import from_blobs
 from stages.cache.shard import Layout, Row, open_shard, read_rows
 from stages.cache.table import DamagedShard, set_aside
 from stages.contract.artifact import ArtifactError
 from stages.contract.place import Place, files_below, patiently
 
-ROW_GROUPS_IN_MEMORY = 256
+MEMORY_BYTES = 2**28
+"""Of row groups that were read last."""
 
 
 class CacheReader:
@@ -35,6 +35,7 @@ class CacheReader:
         """
         self._files: list[tuple[Place, pq.ParquetFile]] = []
         self._places: dict[str, tuple[int, int, int]] = {}
+        self._largest_group = 1
         layouts: list[Layout] = []
         for name in files_below(folder):
             if name.endswith(".parquet"):
@@ -45,7 +46,7 @@ class CacheReader:
         if not layouts or any(layout != layouts[0] for layout in layouts):
             raise ArtifactError(f"{folder}: expected shards of one layout, found {len(layouts)} shards")
         self.layout = layouts[0]
-        self._group = lru_cache(ROW_GROUPS_IN_MEMORY)(self._read_group)
+        self._group = lru_cache(max(1, MEMORY_BYTES // self._largest_group))(self._read_group)
         self._lock = threading.Lock()
 
     def __contains__(self, sample_id: str) -> bool:
@@ -85,11 +86,7 @@ class CacheReader:
         self._check_alignment(rows, response_ids)
         layers = range(len(self.layout.layers))
         counts = [len(row.key.response_ids) for row in rows]
-        pieces = [
-            [from_blob(row.blobs[i], self.layout.fields, count) for row, count in zip(rows, counts, strict=True)]
-            for i in layers
-        ]
-        return [[torch.cat(field) for field in zip(*layer, strict=True)] for layer in pieces]
+        return [from_blobs([row.blobs[i] for row in rows], self.layout.fields, counts) for i in layers]
 
     def _check_alignment(self, rows: Sequence[Row], response_ids: Tensor) -> None:
         ids, start = response_ids.tolist(), 0
@@ -112,6 +109,7 @@ class CacheReader:
         for group in range(file.num_row_groups):
             column = patiently(partial(file.read_row_group, group, columns=["id"]))
             ids = column["id"].to_pylist()
+            self._largest_group = max(self._largest_group, file.metadata.row_group(group).total_byte_size)
             self._places |= {name: (len(self._files) - 1, group, row) for row, name in enumerate(ids)}
 
     def _read_group(self, file: int, group: int) -> list[Row]:

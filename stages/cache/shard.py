@@ -91,7 +91,7 @@ class Row:
     """One sample of a cache: its key and one blob per layer."""
 
     key: Key
-    blobs: tuple[bytes, ...]
+    blobs: tuple[bytes | memoryview, ...]
 
     @property
     def checksum(self) -> int:
@@ -152,7 +152,9 @@ def read_rows(file: pq.ParquetFile, group: int, layout: Layout, place: Place) ->
     try:
         table = file.read_row_group(group, columns=[*_KEY_COLUMNS, "checksum", *layout.layers])
         table.validate(full=True)
-        read = [(_row(values, layout), values["checksum"]) for values in table.to_pylist()]
+        blobs = zip(*([blob.as_buffer() for blob in table[layer]] for layer in layout.layers), strict=True)
+        keys = table.select([*_KEY_COLUMNS, "checksum"]).to_pylist()
+        read = [(_row(values, own), values["checksum"]) for values, own in zip(keys, blobs, strict=True)]
     except Exception as error:  # a damaged page can make the parser raise anything
         raise_damaged(f"{place}: row group {group} cannot be read: {error!r}", error)
     for row, checksum in read:
@@ -161,7 +163,8 @@ def read_rows(file: pq.ParquetFile, group: int, layout: Layout, place: Place) ->
     return [row for row, _ in read]
 
 
-def _row(values: dict[str, Any], layout: Layout) -> Row:
+def _row(values: dict[str, Any], blobs: Sequence[pa.Buffer]) -> Row:
+    """Its blobs are the row group's own memory; nothing is copied."""
     name, content_hash, signature, response_ids = (values[column] for column in _KEY_COLUMNS)
     key = Key(name, content_hash, signature, tuple(response_ids))
-    return Row(key, tuple(values[layer] for layer in layout.layers))
+    return Row(key, tuple(memoryview(blob).cast("B") for blob in blobs))

@@ -1,6 +1,6 @@
-"""`make bench`: every comparison of the training engine, one JSON line each.
+"""`make bench`: every comparison of the training engine and of the teacher cache, one JSON line each.
 
-    python -m tests.bench                        all, at full size (about 25 minutes on two cores)
+    python -m tests.bench                        all, at full size (about 35 minutes on two cores)
     python -m tests.bench --only floor dense     one group, or several
     python -m tests.bench --quick                small sizes, to see that everything works
 
@@ -20,10 +20,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import heads, last_layer, steps, verbalization
+from tests.bench import cache_codecs, cache_reading, cache_stages, codec_speed, heads, last_layer, steps, verbalization
 from tests.bench.measure import write_line
 
 SIDES = ("ours", "baseline")
+RATIOS = {("seconds", "ours / baseline"): " the time", ("seconds", "baseline / ours"): " as fast"}
+"""What a ratio of times says; others are above 1 where ours is better."""
 QUIET = {"TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error", "TRL_EXPERIMENTAL_SILENCE": "1"}
 GROUPS = {
     "floor": heads.compare_with_floor,
@@ -31,6 +33,10 @@ GROUPS = {
     "last-layer": last_layer.compare,
     "steps": steps.compare,
     "verbalization": verbalization.compare,
+    "cache-stages": cache_stages.compare,
+    "cache-codecs": cache_codecs.compare,
+    "codec-speed": codec_speed.compare,
+    "cache-reading": cache_reading.compare,
 }
 
 
@@ -51,20 +57,18 @@ def main() -> None:
 
 def make_table(lines: list[dict[str, Any]]) -> Table:
     """The results for people."""
-    title = f"{lines[0]['machine']}, {lines[0]['threads']} threads; medians of alternating repeats"
-    table = Table(title=title, box=box.SIMPLE)
-    for column in ("", "ours s", "baseline s", "ratio", "met", "ours MiB", "baseline MiB"):
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    table = Table(title=f"{lines[0]['machine']}; times are medians of alternating repeats", box=box.SIMPLE)
+    for column in ("", "ours", "baseline", "unit", "ratio", "met", "ours MiB", "baseline MiB"):
+        table.add_column(column, justify="left" if column in ("", "unit") else "right", no_wrap=True)
     table.add_column("target")
     for line in lines:
         table.add_row(
             line["name"],
-            f"{line['ours']:.3f}",
-            f"{line['baseline']:.3f}",
-            f"{line['ratio']:.2f} × {'the time' if line['ratio_is'] == 'ours / baseline' else 'as fast'}",
+            *(f"{line[side]:#.4g}" for side in SIDES),
+            line["unit"],
+            f"{line['ratio']:.2f} ×{RATIOS.get((line['unit'], line['ratio_is']), '')}",
             {True: "yes", False: "NO", None: ""}[line["target_met"]],
-            f"{line['peak_ours_mib']:.0f}",
-            f"{line['peak_baseline_mib']:.0f}",
+            *(f"{line[peak]:.0f}" if peak in line else "" for peak in ("peak_ours_mib", "peak_baseline_mib")),
             (line["target"] or "").replace(" and ", "\n"),
         )
     return table
@@ -72,7 +76,9 @@ def make_table(lines: list[dict[str, Any]]) -> Table:
 
 def make_parts_tables(lines: list[dict[str, Any]]) -> list[Table]:
     """Where the time of whole steps goes, if any was taken."""
-    sides = [(line["name"], side, line["details"][side].get("seconds_by_part")) for line in lines for side in SIDES]
+    sides = [
+        (line["name"], side, line["details"].get(side, {}).get("seconds_by_part")) for line in lines for side in SIDES
+    ]
     timed = {json.dumps(parts): (f"{name}, {side}", parts) for name, side, parts in reversed(sides) if parts}
     if not timed:
         return []
@@ -87,7 +93,7 @@ def make_parts_tables(lines: list[dict[str, Any]]) -> list[Table]:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Benchmarks of the training engine.")
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Benchmarks of training and caching.")
     parser.add_argument("--only", nargs="+", choices=GROUPS, metavar="GROUP", help=f"of {', '.join(GROUPS)}")
     parser.add_argument("--quick", action="store_true", help="small sizes; says nothing about speed")
     parser.add_argument("--output", type=Path, default=Path("bench.jsonl"), help="JSON lines")

@@ -20,7 +20,8 @@ from stages.contract.settings import Matching
 from stages.losses.divergence import Head, Target, moment_target
 from stages.losses.layerwise import KLCosts, match_and_learn
 from stages.losses.matching import adaptive_temperature, draw_match
-from tests.bench.measure import Built, Check, Measured, Result, Side, alternate, once, relative_differences
+from tests.bench.measure import Built, Measured, Side, alternate, once
+from tests.bench.results import Check, Result, relative_differences
 
 
 class Sizes(NamedTuple):

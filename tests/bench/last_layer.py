@@ -15,7 +15,8 @@ from torch import Tensor
 
 from stages.losses.divergence import Head, Target, divergence, moment_target, partition
 from tests.bench.heads import QUICK, TEACHER_WIDTHS, Sizes, random_head, random_inputs, random_teacher
-from tests.bench.measure import Built, Check, Result, Side, alternate, relative_differences
+from tests.bench.measure import Built, Side, alternate
+from tests.bench.results import Check, Result, relative_differences
 
 Step = Callable[[Tensor], Tensor]
 

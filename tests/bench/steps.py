@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from stages.cache.codecs import make_codec
-from stages.cache.shard import Layout, Row, rows_of, shard_path, write_shard
+from stages.cache.shard import Layout
 from stages.contract.files import LAST_LAYER, TARGETS_FOLDER, block_column
 from stages.contract.settings import Matching, Schedule
 from stages.contract.settings import Verbalizer as VerbalizerSettings
@@ -39,7 +39,9 @@ from stages.models.backbone import Backbone
 from stages.models.student import prepare_for_training, train_decoder, train_language_model
 from stages.models.verbalizer import Verbalizers
 from stages.training.optimizer import make_optimizer
-from tests.bench.measure import Built, Check, Result, Side, alternate, apart, relative_differences
+from tests.bench.caches import save_cache
+from tests.bench.measure import Built, Side, alternate, apart
+from tests.bench.results import Check, Result, relative_differences
 
 REPEATS = 3
 SPEEDUP_AT_LEAST = 5
@@ -273,12 +275,8 @@ def write_cache(sizes: Sizes, folder: str) -> None:
     codec = make_codec("moment", torch.bfloat16, None, student.readout.head_rows(sizes.vocabulary))
     columns = (*map(block_column, sizes.teacher.target_layers), LAST_LAYER)
     layout = Layout(codec.name, columns, codec.fields)
-    rows: dict[str, Row] = {}
-    for number in range(REPEATS + 1):
-        rows |= rows_of(make_samples(sizes, number), layers, layout.fields)
-    place = shard_path(Path(folder) / TARGETS_FOLDER, 0)
-    place.parent.mkdir()
-    write_shard(place, layout, list(rows.values()), [])
+    pieces = [(make_samples(sizes, number), layers) for number in range(REPEATS + 1)]
+    save_cache(Path(folder) / TARGETS_FOLDER, layout, pieces)
 
 
 def make_backbone(model: ModelSizes, sizes: Sizes, seed: int) -> Backbone:

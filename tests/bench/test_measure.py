@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.bench.measure import MIB, Built, Check, Measured, Result, Side, alternate
+from tests.bench.measure import MIB, Built, Measured, Side, alternate
+from tests.bench.results import Check, Finding, Result
 
 
 def build_allocation(mib: int) -> Built:
@@ -24,3 +25,12 @@ def test_a_target_missed_is_reported_as_missed():
     assert (line["ratio"], line["target"], line["target_met"]) == (2.0, "time ≤ 1.25 and memory ≥ 5", False)
     assert line["measured"] == {"time": 2.0, "memory": 5.0}
     assert result.to_json(quick=True)["target_met"] is None
+
+
+@pytest.mark.parametrize(("less_is_better", "ratio"), [(False, 0.25), (True, 4.0)])
+def test_a_finding_says_how_much_better_ours_is(less_is_better, ratio):
+    finding = Finding("name", "what", 2.0, 8.0, "bytes", less_is_better)
+    finding.checks = [Check("bytes", finding.ours, 3, at_most=True)]
+    line = finding.to_json(quick=False)
+    assert (line["ours"], line["baseline"], line["unit"], line["ratio"]) == (2.0, 8.0, "bytes", ratio)
+    assert (line["target"], line["target_met"]) == ("bytes ≤ 3", True)

@@ -30,7 +30,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM, LlavaC
 
 from stages.cache.codecs import Field
 from stages.cache.reader import CacheReader
-from stages.cache.shard import Layout, rows_of, shard_path, write_shard
+from stages.cache.shard import Layout
 from stages.contract.files import LAST_LAYER, STATES_FOLDER, block_column
 from stages.contract.settings import ModelLoading, Schedule
 from stages.contract.settings import Verbalizer as VerbalizerSettings
@@ -40,7 +40,9 @@ from stages.losses.divergence import divergence, label_target, partition, traine
 from stages.models.backbone import Backbone
 from stages.models.verbalizer import Verbalizers
 from stages.training.optimizer import learning_rate, make_optimizer
-from tests.bench.measure import Built, Check, Result, Side, alternate, apart
+from tests.bench.caches import Piece, save_cache
+from tests.bench.measure import Built, Side, alternate, apart
+from tests.bench.results import Check, Result
 
 SPEEDUP_AT_LEAST = 5
 KEYS, WORDS = 8, 64
@@ -198,15 +200,16 @@ def prepare(sizes: Sizes, folder: str) -> None:
     backbone.model.save_pretrained(folder)
     columns = (*map(block_column, sizes.target_layers), LAST_LAYER)
     layout = Layout("states", columns, (Field(sizes.width, torch.float32),))
-    rows = {}
+    save_cache(Path(folder) / STATES_FOLDER, layout, _captured(backbone, sizes))
+
+
+@torch.no_grad()
+def _captured(backbone: Backbone, sizes: Sizes) -> Iterator[Piece]:
+    """The states of every training step's samples."""
     for number in range(sizes.steps):
         samples = _samples(sizes, number)
-        with torch.no_grad():
-            states = backbone.states(collate(samples, 0), sizes.target_layers)
-        rows |= rows_of(samples, [[state] for state in (*states.targets, states.last)], layout.fields)
-    place = shard_path(Path(folder) / STATES_FOLDER, 0)
-    place.parent.mkdir()
-    write_shard(place, layout, list(rows.values()), [])
+        states = backbone.states(collate(samples, 0), sizes.target_layers)
+        yield samples, [[state] for state in (*states.targets, states.last)]
 
 
 def _pretrain(backbone: Backbone, sizes: Sizes) -> None:

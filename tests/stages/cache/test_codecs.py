@@ -18,7 +18,7 @@ from stages.cache.codecs import (
     Moment,
     Plain,
     Sampled,
-    from_blob,
+    from_blobs,
     make_codec,
     pack_ids,
     to_blobs,
@@ -50,7 +50,7 @@ def numbers(count: int, seed: int = 9) -> Tensor:
 
 def through_a_blob(codec: Codec, x_teacher: Tensor, student: Head) -> Target:
     (blob,) = to_blobs(codec.encode(x_teacher, numbers(len(x_teacher))), codec.fields, [len(x_teacher)])
-    return codec.decode(from_blob(blob, codec.fields, len(x_teacher)), student)
+    return codec.decode(from_blobs([blob], codec.fields, [len(x_teacher)]), student)
 
 
 def assert_same(ours: Target, expected: Target, *, moment_tolerance: float = 0.0) -> None:
@@ -125,7 +125,7 @@ def test_moment_decodes_without_the_teacher_and_cannot_encode_without_it() -> No
     complete, alone = Moment(Plain(torch.float32), teacher, student), Moment(Plain(torch.float32), None, student)
     assert alone.fields == complete.fields
     (blob,) = to_blobs(complete.encode(x_teacher, numbers(TOKENS)), complete.fields, [TOKENS])
-    decoded = alone.decode(from_blob(blob, alone.fields, TOKENS), student)
+    decoded = alone.decode(from_blobs([blob], alone.fields, [TOKENS]), student)
     assert_same(decoded, moment_target(x_teacher, teacher, student))
     with pytest.raises(ValueError, match="moment codec needs the teacher's head here"):
         alone.encode(x_teacher, numbers(TOKENS))
@@ -159,7 +159,7 @@ def test_int8_is_off_by_half_a_level_at_most(bias: bool) -> None:
     assert error <= HALF_A_LEVEL, error
     hidden = Hidden(Int8(), teacher)
     (blob,) = to_blobs(hidden.encode(x_teacher, numbers(TOKENS)), hidden.fields, [TOKENS])
-    states = hidden.states(from_blob(blob, hidden.fields, TOKENS))
+    states = hidden.states(from_blobs([blob], hidden.fields, [TOKENS]))
     error = ((states - x_teacher).abs() / x_teacher.abs().amax(dim=1, keepdim=True)).max().item()
     assert error <= HALF_A_LEVEL, error
 
@@ -249,7 +249,7 @@ def test_blobs_hold_each_samples_tokens(counts: list[int], widths: list[tuple[in
     assert [len(blob) for blob in blobs] == [count * sum(f.bytes_per_token for f in fields) for count in counts]
     start = 0
     for blob, count in zip(blobs, counts, strict=True):
-        for ours, whole, field in zip(from_blob(blob, fields, count), tensors, fields, strict=True):
+        for ours, whole, field in zip(from_blobs([blob], fields, [count]), tensors, fields, strict=True):
             assert ours.dtype == field.dtype
             assert torch.equal(ours, whole[start : start + count])
         start += count
@@ -259,7 +259,7 @@ def test_extreme_numbers_survive() -> None:
     """Bytes are kept, not values: infinities, signed zero, subnormals. Red if they pass through text or float16."""
     values = torch.tensor([[float("inf"), float("-inf"), -0.0, 1e-40, 3.4e38]])
     (field,) = (Field(5, torch.float32),)
-    (back,) = from_blob(to_blobs([values], [field], [1])[0], [field], 1)
+    (back,) = from_blobs([to_blobs([values], [field], [1])[0]], [field], [1])
     assert torch.equal(back.view(torch.int32), values.view(torch.int32))
 
 
@@ -267,7 +267,7 @@ def test_transposed_tensors_are_written_row_by_row() -> None:
     """A view whose memory runs the other way. Red if raw memory is copied without looking at strides."""
     tensor = torch.arange(12.0).reshape(3, 4).T
     (field,) = (Field(3, torch.float32),)
-    (back,) = from_blob(to_blobs([tensor], [field], [4])[0], [field], 4)
+    (back,) = from_blobs([to_blobs([tensor], [field], [4])[0]], [field], [4])
     assert torch.equal(back, tensor)
 
 
@@ -275,8 +275,8 @@ def test_decoded_tensors_own_their_memory() -> None:
     """Red if a tensor lies on the blob's bytes: writing to it would change a row in memory."""
     field = Field(2, torch.float32)
     blob = to_blobs([torch.ones(1, 2)], [field], [1])[0]
-    from_blob(blob, [field], 1)[0].zero_()
-    assert torch.equal(from_blob(blob, [field], 1)[0], torch.ones(1, 2))
+    from_blobs([blob], [field], [1])[0].zero_()
+    assert torch.equal(from_blobs([blob], [field], [1])[0], torch.ones(1, 2))
 
 
 @pytest.mark.parametrize("change", [-1, 1, 12])
@@ -284,4 +284,4 @@ def test_a_blob_of_another_length_is_refused(change: int) -> None:
     """Two tokens of 12 bytes; one too few, one too many, and a whole token too many."""
     fields = (Field(2, torch.float32), Field(2, torch.bfloat16))
     with pytest.raises(ValueError, match=rf"a blob of 2 tokens has {24 + change} bytes, expected 24"):
-        from_blob(bytes(24 + change), fields, 2)
+        from_blobs([bytes(24 + change)], fields, [2])

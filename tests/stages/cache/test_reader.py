@@ -53,9 +53,9 @@ def test_an_unknown_sample_is_not_there(folder: Path) -> None:
 
 
 def test_samples_are_found_in_any_row_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Groups of one or two rows, two of them in memory at a time. Red if a place is counted over the file."""
+    """Groups of one or two rows, few of them in memory at a time. Red if a place is counted over the file."""
     monkeypatch.setattr("stages.cache.table.ROW_GROUP_BYTES", 400)
-    monkeypatch.setattr(module, "ROW_GROUPS_IN_MEMORY", 2)
+    monkeypatch.setattr(module, "MEMORY_BYTES", 1000)
     rows = make_rows(*"abcdefghijkl")
     write_shard(shard_path(tmp_path, 0), LAYOUT, rows, [])
     reader = CacheReader(tmp_path)

@@ -13,7 +13,7 @@ import torch
 
 from stages.cache import shard
 from stages.cache import table as tables
-from stages.cache.codecs import Field, from_blob, to_blobs
+from stages.cache.codecs import Field, from_blobs, to_blobs
 from stages.cache.shard import Key, Layout, Row, make_table, open_shard, read_rows, rows_of
 from stages.cache.table import ROW_GROUP_BYTES, ShardSummary, shard_path, summarize, write_table
 from stages.contract.artifact import ArtifactError
@@ -52,7 +52,7 @@ def make_rows(*names: str) -> list[Row]:
 
 def decode(row: Row, layer: int, *, layout: Layout = LAYOUT) -> list[torch.Tensor]:
     """One layer of a row, by the codec alone."""
-    return from_blob(row.blobs[layer], layout.fields, len(row.key.response_ids))
+    return from_blobs([row.blobs[layer]], layout.fields, [len(row.key.response_ids)])
 
 
 def read_all(path: Path) -> list[Row]:
