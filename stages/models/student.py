@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from stages.contract.job import StageError
 from stages.contract.settings import Lora, Schedule
 from stages.models.backbone import Backbone
 
@@ -44,9 +45,20 @@ def prepare_for_training(backbone: Backbone, schedule: Schedule) -> None:
 
 
 def add_lora(blocks: nn.Module, lora: Lora) -> None:
-    """Put LoRA adapters on the linear layers of the decoder blocks; only the adapters require gradient."""
+    """Put LoRA adapters on the linear layers of the decoder blocks; only the adapters require gradient.
+
+    Raises:
+        StageError: a target module is in none of the blocks; the message names those that are.
+    """
     from peft import LoraConfig, inject_adapter_in_model
 
+    there = [name for name, module in blocks.named_modules() if isinstance(module, nn.Linear)]
+    if missing := [target for target in lora.target_modules if not any(f".{n}".endswith(f".{target}") for n in there)]:
+        raise StageError(
+            f"lora.target_modules: the decoder blocks have no linear module {', '.join(missing)}; they have "
+            f"{', '.join(dict.fromkeys(name.rpartition('.')[2] for name in there))}. Experts that are kept in one "
+            "tensor are not among them: those are trained in full only"
+        )
     config = LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.target_modules)
     )

@@ -16,7 +16,7 @@ from stages.data.sample import read_samples
 from stages.losses.divergence import divergence, label_target, partition
 from stages.models.backbone import Backbone
 from stages.models.readout import Readout
-from stages.models.structure import find_blocks, find_norm
+from stages.models.structure import BY_STRUCTURE, find_parts
 from stages.models.verbalizer import Verbalizers
 from tests.stages import tiny
 
@@ -73,9 +73,9 @@ def test_captured_states_are_those_of_a_full_forward(backbone: Backbone, batch: 
 
 def test_the_head_never_sees_prompt_tokens(backbone: Backbone, batch: Batch) -> None:
     seen = []
-    backbone.head.register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0].shape))
+    backbone.head.register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0].shape[1]))
     backbone.states(batch, [0])
-    assert seen == []
+    assert seen == [0]
 
 
 @pytest.mark.parametrize("target", range(LAYERS - 1))
@@ -119,9 +119,9 @@ def test_a_readout_is_read_without_the_rest_of_the_checkpoint(tied: bool, tmp_pa
 def test_what_cannot_be_found_is_named(checkpoint: Path) -> None:
     model = AutoModelForImageTextToText.from_pretrained(checkpoint)
     decoder = model.get_decoder()
-    del decoder.layers[0]
-    with pytest.raises(StageError, match=f"expected one list of {LAYERS} decoder blocks .* found lists of"):
-        find_blocks(model)
     decoder.norm = torch.nn.Identity()
-    with pytest.raises(StageError, match="expected one final norm of width 16"):
-        find_norm(model)
+    with pytest.raises(StageError, match="expected one final norm of width 16 .*'norm': 'Identity'.* model.backbone.norm"):
+        find_parts(model, BY_STRUCTURE)
+    del decoder.layers[0]
+    with pytest.raises(StageError, match=f"expected one list of {LAYERS} decoder blocks .* model.backbone.layers"):
+        find_parts(model, BY_STRUCTURE)
