@@ -96,13 +96,21 @@ class Backbone:
         with _collect(blocks) as outputs, _stop_before(self.head) as arrived:
             self.model(**batch.inputs, use_cache=False)
         (last,) = arrived
-        if last.shape[:2] != batch.inputs["input_ids"].shape:
-            raise StageError(
-                f"{type(self.model).__name__}: {tuple(batch.inputs['input_ids'].shape)} tokens give hidden states at "
-                f"{tuple(last.shape[:2])} positions; pictures have to stand as tokens of their own among the text's"
-            )
+        self._check_shapes(outputs, last, batch.inputs["input_ids"])
         at = (batch.rows, batch.positions)
         return States(tuple(_pick(outputs[layer], at) for layer in target_layers), _pick(last, at))
+
+    def _check_shapes(self, outputs: Mapping[int, Tensor], last: Tensor, tokens: Tensor) -> None:
+        """One hidden state for each token, from every block and in front of the head."""
+        expected = (*tokens.shape, self.width)
+        shapes = {"the input of the head": last.shape} | {f"block {n}": output.shape for n, output in outputs.items()}
+        for name, shape in shapes.items():
+            if shape != expected:
+                raise StageError(
+                    f"{type(self.model).__name__}: {name} is {list(shape)} where one state for each token is "
+                    f"{list(expected)}; a decoder with several streams of states, or one whose pictures are not "
+                    "tokens among the text's, cannot be verbalized"
+                )
 
     @torch.no_grad()
     def check(self, batch: Batch) -> float:

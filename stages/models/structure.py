@@ -82,13 +82,14 @@ def head_scale(model: PreTrainedModel, parts: Parts) -> float:
     answer = _answer(model, parts, probe)
     probe = probe[: len(answer)]
     scale = (answer[0] / probe[0]).item()
-    if not torch.allclose(answer, scale * probe, rtol=PROBE_TOLERANCE, atol=PROBE_TOLERANCE):
-        quarter = len(probe) // 4
+    errors = (answer - scale * probe).abs()
+    if not (errors <= PROBE_TOLERANCE * (1 + (scale * probe).abs())).all():
+        worst = int(errors.argmax())
         raise StageError(
             f"{type(model).__name__}: its head is not linear: where the head gives {probe[0]:.0f} and "
-            f"{probe[quarter]:.0f}, the model makes {answer[0]:.4g} and {answer[quarter]:.4g} of it, as a final "
-            "soft-capping does. Verbalizers, all codecs and all losses need logits that are a linear map of the "
-            "hidden state; take a checkpoint without soft-capping"
+            f"{probe[worst]:.0f}, the model makes {answer[0]:.4g} and {answer[worst]:.4g} of it, as a final "
+            "soft-capping or a mask of some words does; verbalizers, all codecs and all losses need logits that are "
+            "a linear map of the hidden state, so take another model"
         )
     return scale
 
@@ -96,7 +97,7 @@ def head_scale(model: PreTrainedModel, parts: Parts) -> float:
 def _answer(model: PreTrainedModel, parts: Parts, probe: Tensor) -> Tensor:
     """[V or less] float32: the model's logits where its head gives `probe`."""
     token = torch.zeros(1, 1, dtype=torch.long, device=next(model.get_input_embeddings().parameters()).device)
-    handle = parts.head.register_forward_hook(lambda _module, _inputs, output: probe.expand_as(output))
+    handle = parts.head.register_forward_hook(lambda _module, _inputs, output: probe.expand_as(output).clone())
     try:
         with _without_blocks(parts.blocks):
             logits = model(input_ids=token, attention_mask=torch.ones_like(token), use_cache=False).logits
@@ -118,12 +119,17 @@ def _without_blocks(blocks: nn.ModuleList) -> Iterator[None]:
 
 
 def _find_head(model: PreTrainedModel, by_hand: str | None) -> nn.Linear:
-    """The linear map from the final hidden state to the vocabulary."""
-    head = _named(model, by_hand, "head") if by_hand else model.get_output_embeddings()
-    if not isinstance(getattr(head, "weight", None), Tensor) or head.weight.ndim != 2:
-        kind = "nothing" if head is None else type(head).__name__
-        raise _not_found(model, "head", "a linear map in get_output_embeddings()", kind)
-    return head
+    """The linear map from the final hidden state to the vocabulary, if need be the only one to so many words."""
+    if by_hand:
+        return cast(nn.Linear, _named(model, by_hand, "head"))
+    head = model.get_output_embeddings()
+    if isinstance(getattr(head, "weight", None), Tensor):
+        return cast(nn.Linear, head)
+    words = model.config.get_text_config().vocab_size
+    fitting = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and m.out_features == words}
+    if len(fitting) != 1:
+        raise _not_found(model, "head", f"one linear map to {words} words", str(list(fitting) or "none"))
+    return next(iter(fitting.values()))
 
 
 def _find_blocks(model: PreTrainedModel, by_hand: str | None) -> nn.ModuleList:
