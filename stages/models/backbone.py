@@ -103,13 +103,12 @@ class Backbone:
     def _check_shapes(self, outputs: Mapping[int, Tensor], last: Tensor, tokens: Tensor) -> None:
         """One hidden state for each token, from every block and in front of the head."""
         expected = (*tokens.shape, self.width)
-        shapes = {"the input of the head": last.shape} | {f"block {n}": output.shape for n, output in outputs.items()}
-        for name, shape in shapes.items():
-            if shape != expected:
+        for name, output in {**{f"block {n}": output for n, output in outputs.items()}, "the last": last}.items():
+            if output.shape != expected:
                 raise StageError(
-                    f"{type(self.model).__name__}: {name} is {list(shape)} where one state for each token is "
-                    f"{list(expected)}; a decoder with several streams of states, or one whose pictures are not "
-                    "tokens among the text's, cannot be verbalized"
+                    f"{type(self.model).__name__}: its blocks do not give one state for each token: {name} gives "
+                    f"{list(output.shape)}, expected {list(expected)}; a decoder with several streams of states, or "
+                    "whose pictures are not tokens among the text's, cannot be verbalized"
                 )
 
     @torch.no_grad()
@@ -130,7 +129,7 @@ class Backbone:
         limit = STRUCTURE_TOLERANCE if own.dtype == state.dtype else 20 * STRUCTURE_TOLERANCE
         if not difference <= limit:
             raise StageError(
-                f"{type(self.model).__name__}: blocks → norm → head differs from the model's logits by "
+                f"{type(self.model).__name__}: blocks → norm → head differs from the model's logits: by "
                 f"{difference:.2e} (relative), at most {limit} is allowed; something else happens between them, "
                 "or a part is not what it was taken for: name it by hand with model.backbone.layers, .norm or .head"
             )

@@ -24,6 +24,7 @@ PROBE = 1000.0
 PROBE_TOLERANCE = 1e-2
 """Relative deviation from a scaled output that a model may round to."""
 
+EXAMPLES = {"layers": "model.language_model.layers", "norm": "model.language_model.norm", "head": "lm_head"}
 BY_STRUCTURE = BackbonePaths()
 """Nothing is named by hand."""
 
@@ -58,7 +59,7 @@ def find_parts(model: PreTrainedModel, by_hand: BackbonePaths) -> Parts:
     """
     if model.config.is_encoder_decoder:
         raise StageError(
-            f"{type(model).__name__}: an encoder-decoder; prompt and response have to be one sequence of one decoder"
+            f"{type(model).__name__}: it is an encoder-decoder; prompt and response have to be one sequence"
         )
     head = _find_head(model, by_hand.head)
     blocks = _find_blocks(model, by_hand.layers)
@@ -102,7 +103,7 @@ def _answer(model: PreTrainedModel, parts: Parts, probe: Tensor) -> Tensor:
         with _without_blocks(parts.blocks):
             logits = model(input_ids=token, attention_mask=torch.ones_like(token), use_cache=False).logits
     except Exception as error:
-        raise StageError(f"{type(model).__name__}: cannot be run on a text without a picture ({error})") from error
+        raise StageError(f"{type(model).__name__}: it cannot be run on a text without a picture: {error}") from error
     finally:
         handle.remove()
     return logits[0, -1].float()
@@ -128,7 +129,7 @@ def _find_head(model: PreTrainedModel, by_hand: str | None) -> nn.Linear:
     words = model.config.get_text_config().vocab_size
     fitting = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and m.out_features == words}
     if len(fitting) != 1:
-        raise _not_found(model, "head", f"one linear map to {words} words", str(list(fitting) or "none"))
+        raise _not_found(model, "head", f"linear map to {words} words", list(fitting))
     return next(iter(fitting.values()))
 
 
@@ -141,9 +142,8 @@ def _find_blocks(model: PreTrainedModel, by_hand: str | None) -> nn.ModuleList:
     lists = _outermost_lists(decoder) or _outermost_lists(model)
     fitting = [blocks for blocks in lists.values() if len(blocks) == count]
     if len(fitting) != 1:
-        found = {name: len(blocks) for name, blocks in lists.items()}
-        wanted = f"one list of {count} decoder blocks in {type(decoder).__name__}"
-        raise _not_found(model, "layers", wanted, f"lists of {found}")
+        found = [f"{name} of {len(blocks)}" for name, blocks in lists.items()]
+        raise _not_found(model, "layers", f"list of {count} decoder blocks in {type(decoder).__name__}", found)
     return fitting[0]
 
 
@@ -168,8 +168,8 @@ def _find_norm(model: PreTrainedModel, by_hand: str | None, blocks: nn.ModuleLis
         fitting = [child for _, child in candidates if _shapes(child) in ([(width,)], [(width,), (width,)])]
         if len(fitting) == 1:
             return fitting[0]
-    wanted = f"one final norm of width {width} beside the blocks in {type(owner).__name__}"
-    raise _not_found(model, "norm", wanted, str({name: type(child).__name__ for name, child in beside}))
+    found = [f"{name} ({type(child).__name__})" for name, child in beside]
+    raise _not_found(model, "norm", f"norm of width {width} beside the blocks in {type(owner).__name__}", found)
 
 
 def _shapes(module: nn.Module) -> list[tuple[int, ...]]:
@@ -183,8 +183,10 @@ def _named(model: PreTrainedModel, path: str, field: str) -> nn.Module:
         raise StageError(f"model.backbone.{field}: {type(model).__name__} has no module `{path}` ({error})") from error
 
 
-def _not_found(model: PreTrainedModel, field: str, wanted: str, found: str) -> StageError:
+def _not_found(model: PreTrainedModel, field: str, wanted: str, found: list[str]) -> StageError:
+    parts = {"layers": "decoder blocks", "norm": "final norm", "head": "head"}
     return StageError(
-        f"{type(model).__name__}: expected {wanted}, found {found}; name it by hand with "
-        f"model.backbone.{field}, a dotted path such as `model.language_model.{field}`"
+        f"{type(model).__name__}: its {parts[field]} cannot be told by structure: expected one {wanted}, found "
+        f"{', '.join(found) or 'none'}; name it by hand with model.backbone.{field}, a dotted path such as "
+        f"`{EXAMPLES[field]}`"
     )

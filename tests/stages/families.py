@@ -1,6 +1,6 @@
 """Every image-text-to-text family of transformers, and what each needs to become a tiny model.
 
-    python -m tests.stages.families     # the table of README.md
+python -m tests.stages.families_table     # the tables of README.md
 """
 
 from __future__ import annotations
@@ -8,8 +8,7 @@ from __future__ import annotations
 import torch
 from transformers import ResNetConfig, SiglipVisionConfig
 
-from stages.models.backbone import Backbone
-from tests.stages.families_build import GRID, IMAGE_TOKEN, LAYERS, VISION, WORDS, Family, batch_of, build, noise, pixels
+from tests.stages.families_build import GRID, IMAGE_TOKEN, LAYERS, VISION, WORDS, Family, noise, pixels
 
 
 def text(**changes: object) -> dict:
@@ -23,6 +22,7 @@ def sizes(side: int) -> torch.Tensor:
 
 
 PLAIN = Family()
+DEEP = Family({"vision_config": {"deepstack_visual_indexes": [0, 1]}})
 AXES = Family(text(rope_parameters={"mrope_section": [8, 4, 4]}))
 CAPPED = Family(text(final_logit_softcapping=30.0))
 TILES = Family({"image_grid_pinpoints": [[28, 28], [28, 56]]}, pixels(1, 2, 3, 28, 28, image_sizes=sizes(28)))
@@ -40,9 +40,10 @@ SUPPORTED: dict[str, Family] = {
     "cohere2_vision": PLAIN,
     "cohere_compass": Family(
         text(logit_scale=0.3, rope_parameters={"full_attention": {"rope_type": "default", "rope_theta": 1e4}})
+        | DEEP.changes
     ),
     "cosmos3_edge": PLAIN,
-    "cosmos3_omni": PLAIN,
+    "cosmos3_omni": DEEP,
     "deepseek_ocr2": Family(
         text(mlp_layer_types=["dense", "sparse", "sparse", "sparse"], num_experts_per_tok=2)
         | {"vision_config": {"sam_config": {"downsample_channels": [16, 48]}}}
@@ -70,7 +71,9 @@ SUPPORTED: dict[str, Family] = {
     ),
     "emu3": Family(
         {
-            "vocabulary_map": {"<image>": IMAGE_TOKEN} | {f"<|visual token {i:06}|>": 100 + i for i in range(8)},
+            "vocabulary_map": {"<image>": IMAGE_TOKEN}
+            | {f"<|visual token {i:06}|>": 100 + i for i in range(8)}
+            | {"<|extra_200|>": 99},
             "vq_config": {"base_channels": 32, "codebook_size": 8, "hidden_size": 128, "num_attention_heads": 1},
         },
         pixels(1, 3, 32, 32, image_sizes=sizes(32)),
@@ -110,7 +113,8 @@ SUPPORTED: dict[str, Family] = {
     "janus": Family({"vq_config": {"base_channels": 32}}),
     "kimi_k25": Family({"projection_hidden_size": 48, **text(head_dim=16)}, PATCHES),
     "lfm2_vl": Family(
-        picture=pixels(1, 16, 588, spatial_shapes=sizes(4), pixel_attention_mask=torch.ones(1, 16).long())
+        text(layer_types=["conv", "full_attention"] * 2),
+        pixels(1, 16, 588, spatial_shapes=sizes(4), pixel_attention_mask=torch.ones(1, 16).long()),
     ),
     "lfm3_vl": PLAIN,
     "lighton_ocr": PLAIN,
@@ -173,9 +177,9 @@ SUPPORTED: dict[str, Family] = {
     "qwen2_vl": Family({**AXES.changes, "vision_config": {"hidden_size": 64}}),
     "qwen3_5": PLAIN,
     "qwen3_5_moe": PLAIN,
-    "qwen3_omni_moe_thinker": Family({**AXES.changes, "vision_start_token_id": 5}),
-    "qwen3_vl": PLAIN,
-    "qwen3_vl_moe": PLAIN,
+    "qwen3_omni_moe_thinker": Family({**AXES.changes, **DEEP.changes, "vision_start_token_id": 5}),
+    "qwen3_vl": DEEP,
+    "qwen3_vl_moe": DEEP,
     "smolvlm": FRAMES,
     "step3p7": Family(
         text(
@@ -261,15 +265,3 @@ NOT_TRIED = {
     "shieldgemma2": "the class of gemma3",
 }
 FAMILIES = SUPPORTED | REFUSED
-
-
-def examine(name: str) -> tuple[str, str]:
-    """The verdict on a family and, where it is supported, the class of its decoder blocks."""
-    model = build(name, FAMILIES[name])
-    backbone = Backbone(model)
-    backbone.check(batch_of(FAMILIES[name], model))
-    return "yes", type(backbone.blocks[0]).__name__
-
-
-def row(name: str) -> str: return f"| {name} |  . |"
-def table() -> str: return ""

@@ -5,7 +5,6 @@ Models are tiny and random, of the family's own classes; the pictures are tensor
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,18 +24,26 @@ from stages.losses.divergence import Target, divergence, label_target, partition
 from stages.losses.layerwise import KLCosts, match_and_learn
 from stages.models.backbone import Backbone
 from stages.models.readout import Readout
-from stages.models.student import add_lora, merge_lora, prepare_for_training, save_student, train_decoder
+from stages.models.student import (
+    add_lora,
+    merge_lora,
+    missing_targets,
+    prepare_for_training,
+    save_student,
+    train_decoder,
+)
 from stages.models.verbalizer import Verbalizers
 from stages.training.optimizer import make_optimizer
-from tests.stages.families import FAMILIES, NOT_TRIED, REFUSED, SUPPORTED, row, table
+from tests.stages.families import FAMILIES, NOT_TRIED, REFUSED, SUPPORTED
 from tests.stages.families_build import LAYERS, WORDS, batch_of, build
+from tests.stages.families_table import refusal, tables
 
 FLOAT32 = ModelLoading(dtype="float32")
 FLOAT_TOLERANCE = 1e-5
 """Relative. Measured: at most 4e-7."""
 REAL_WORDS = WORDS - 3
 TEACHER_LAYERS, STUDENT_LAYERS = (0, 1, 2), (0, 2)
-SCHEDULE = Schedule(steps=1, learning_rate=1e-3)
+SCHEDULE = Schedule(steps=1, learning_rate=1e-3, gradient_checkpointing=True)
 README = Path(__file__).parents[2] / "README.md"
 NO_PROCESSOR = SimpleNamespace(save_pretrained=lambda folder: None)
 
@@ -54,10 +61,10 @@ class Subject:
 
 
 @pytest.fixture(scope="module", params=SUPPORTED)
-def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
+def subject(request: pytest.FixtureRequest) -> Subject:
     name = request.param
     model = build(name, FAMILIES[name])
-    yield Subject(name, Backbone(model), batch_of(FAMILIES[name], model))
+    return Subject(name, Backbone(model), batch_of(FAMILIES[name], model))
 
 
 @pytest.fixture(scope="module")
@@ -152,18 +159,14 @@ def test_interaction_changes_every_block_and_nothing_else(subject: Subject, trai
     assert changed == set(range(LAYERS))
 
 
-def test_the_export_reloads_with_the_same_names_and_logits(
-    subject: Subject, trained: Backbone, tmp_path: Path
-) -> None:
+def test_the_export_reloads_with_the_same_names_and_logits(subject: Subject, trained: Backbone, tmp_path: Path) -> None:
     save_student(trained, NO_PROCESSOR, tmp_path)
     again = Backbone.load(str(tmp_path), FLOAT32)
     assert again.model.state_dict().keys() == subject.backbone.model.state_dict().keys()
     torch.testing.assert_close(logits(again, subject.batch), logits(trained, subject.batch))
 
 
-def test_the_readout_is_read_without_the_rest_of_the_model(
-    subject: Subject, trained: Backbone, tmp_path: Path
-) -> None:
+def test_the_readout_is_read_without_the_rest_of_the_model(subject: Subject, trained: Backbone, tmp_path: Path) -> None:
     trained.model.save_pretrained(tmp_path / "model")
     (tmp_path / "readout").mkdir()
     trained.readout.save(tmp_path / "readout", trained.model.config)
@@ -178,13 +181,13 @@ def test_the_readout_is_read_without_the_rest_of_the_model(
 
 def test_lora_adapts_the_decoder_or_names_its_linear_modules(subject: Subject) -> None:
     student = Backbone(deepcopy(subject.backbone.model))
-    names = student.model.state_dict().keys()
-    try:
-        add_lora(student.blocks, Lora(rank=2))
-    except StageError as error:
-        assert "the decoder blocks have no linear module" in str(error)
-        there = str(error).partition("they have ")[2].partition(".")[0].split(", ")
-        add_lora(student.blocks, Lora(rank=2, target_modules=tuple(there)))
+    names, lora = student.model.state_dict().keys(), Lora(rank=2)
+    if missing := missing_targets(student.blocks, lora):
+        with pytest.raises(StageError, match=f"have no linear module {', '.join(missing)}; they have "):
+            add_lora(student.blocks, lora)
+        there = {n.rpartition(".")[2] for n, m in student.blocks.named_modules() if isinstance(m, torch.nn.Linear)}
+        lora = Lora(rank=2, target_modules=tuple(there))
+    add_lora(student.blocks, lora)
     before = logits(subject.backbone, subject.batch)
     torch.testing.assert_close(logits(student, subject.batch), before)
     merge_lora(student.blocks)
@@ -193,9 +196,9 @@ def test_lora_adapts_the_decoder_or_names_its_linear_modules(subject: Subject) -
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_supported_is_refused_with_a_reason(name: str) -> None:
-    assert row(name).endswith(". |")
+    assert refusal(name)
 
 
-def test_the_table_in_the_readme_is_what_the_command_prints() -> None:
-    start, end = "<!-- families -->\n", "<!-- /families -->"
-    assert README.read_text().partition(start)[2].partition(end)[0] == table()
+def test_the_tables_in_the_readme_are_what_the_command_prints() -> None:
+    start, end = "<!-- families: python -m tests.stages.families_table -->\n", "<!-- /families -->"
+    assert README.read_text().partition(start)[2].partition(end)[0] == tables()
