@@ -158,17 +158,15 @@ def _outermost_lists(module: nn.Module) -> dict[str, nn.ModuleList]:
 
 
 def _find_norm(model: PreTrainedModel, by_hand: str | None, blocks: nn.ModuleList, width: int) -> nn.Module:
-    """The module beside the blocks with one or two vectors of the hidden width; of several, the one behind them."""
+    """The one module beside the blocks whose parameters are one or two vectors of the hidden width."""
     if by_hand:
         return _named(model, by_hand, "norm")
     owner = next(module for module in model.modules() if any(child is blocks for child in module.children()))
-    beside = list(owner.named_children())
-    start = next(index for index, (_, child) in enumerate(beside) if child is blocks)
-    for candidates in (beside, beside[start:]):
-        fitting = [child for _, child in candidates if _shapes(child) in ([(width,)], [(width,), (width,)])]
-        if len(fitting) == 1:
-            return fitting[0]
-    found = [f"{name} ({type(child).__name__})" for name, child in beside]
+    beside = dict(owner.named_children())
+    fitting = [child for child in beside.values() if _shapes(child) in ([(width,)], [(width,), (width,)])]
+    if len(fitting) == 1:
+        return fitting[0]
+    found = [f"{name} ({type(child).__name__})" for name, child in beside.items()]
     raise _not_found(model, "norm", f"norm of width {width} beside the blocks in {type(owner).__name__}", found)
 
 
