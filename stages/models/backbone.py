@@ -31,7 +31,8 @@ class States:
     """Hidden states of N response positions.
 
     Attributes:
-        targets: one [N, d] tensor per target layer, the output of that decoder block.
+        targets: one [N, d] tensor per target layer, the output of that decoder block. What some decoders add
+            behind a block to the pictures' positions (deepstack) never stands at a response token.
         last: [N, d], the input of the head.
     """
 

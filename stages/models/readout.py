@@ -77,7 +77,7 @@ class Readout:
         name, revision = split_revision(place)
         trust = loading.trust_remote_code
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust)
-        keep_one_block(config.get_text_config())
+        config.get_text_config().num_hidden_layers = 1
         with _without_load_report():
             model = AutoModelForImageTextToText.from_pretrained(
                 name, revision=revision, config=config, dtype=getattr(torch, loading.dtype), trust_remote_code=trust
@@ -103,15 +103,6 @@ def load_head(path: Path, device: torch.device) -> Head:
     """Read what `save_head` wrote."""
     tensors = load_file(path, device=str(device))
     return Head(tensors["weight"], tensors.get("bias"))
-
-
-def keep_one_block(config: PretrainedConfig) -> None:
-    """Cut a decoder's configuration, with every list in it that has an entry for each block."""
-    count = config.num_hidden_layers
-    config.num_hidden_layers = 1
-    for name, value in list(vars(config).items()):
-        if isinstance(value, list) and len(value) == count:
-            setattr(config, name, value[:1])
 
 
 @contextmanager

@@ -23,8 +23,8 @@ PROBE = 1000.0
 """Outputs of a head that are tried reach from -PROBE to PROBE: soft-capping has to show."""
 PROBE_TOLERANCE = 1e-2
 """Relative deviation from a scaled output that a model may round to."""
-
 EXAMPLES = {"layers": "model.language_model.layers", "norm": "model.language_model.norm", "head": "lm_head"}
+"""What naming a part by hand looks like."""
 BY_STRUCTURE = BackbonePaths()
 """Nothing is named by hand."""
 
@@ -78,8 +78,7 @@ def head_scale(model: PreTrainedModel, parts: Parts) -> float:
     Raises:
         StageError: it does something else to the output, such as soft-capping.
     """
-    weight = parts.head.weight
-    probe = torch.linspace(-PROBE, PROBE, weight.shape[0], device=weight.device)
+    probe = torch.linspace(-PROBE, PROBE, parts.head.weight.shape[0])
     answer = _answer(model, parts, probe)
     probe = probe[: len(answer)]
     scale = (answer[0] / probe[0]).item()
@@ -98,7 +97,7 @@ def head_scale(model: PreTrainedModel, parts: Parts) -> float:
 def _answer(model: PreTrainedModel, parts: Parts, probe: Tensor) -> Tensor:
     """[V or less] float32: the model's logits where its head gives `probe`."""
     token = torch.zeros(1, 1, dtype=torch.long, device=next(model.get_input_embeddings().parameters()).device)
-    handle = parts.head.register_forward_hook(lambda _module, _inputs, output: probe.expand_as(output).clone())
+    handle = parts.head.register_forward_hook(lambda _head, _, output: probe.to(output.device).repeat(1, 1, 1))
     try:
         with _without_blocks(parts.blocks):
             logits = model(input_ids=token, attention_mask=torch.ones_like(token), use_cache=False).logits
@@ -106,7 +105,7 @@ def _answer(model: PreTrainedModel, parts: Parts, probe: Tensor) -> Tensor:
         raise StageError(f"{type(model).__name__}: it cannot be run on a text without a picture: {error}") from error
     finally:
         handle.remove()
-    return logits[0, -1].float()
+    return logits[0, -1].float().cpu()
 
 
 @contextmanager
@@ -139,7 +138,7 @@ def _find_blocks(model: PreTrainedModel, by_hand: str | None) -> nn.ModuleList:
         return cast(nn.ModuleList, _named(model, by_hand, "layers"))
     count = model.config.get_text_config().num_hidden_layers
     decoder = model.get_decoder()
-    lists = _outermost_lists(decoder) or _outermost_lists(model)
+    lists = _outermost_lists(decoder)
     fitting = [blocks for blocks in lists.values() if len(blocks) == count]
     if len(fitting) != 1:
         found = [f"{name} of {len(blocks)}" for name, blocks in lists.items()]
