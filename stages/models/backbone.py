@@ -6,9 +6,10 @@ own logits. From then on the head is applied to response positions only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,10 +17,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from stages.contract.job import StageError
-from stages.contract.settings import ModelLoading
+from stages.contract.settings import BackbonePaths, ModelLoading
 from stages.data.encoding import Batch
 from stages.models.readout import Readout
-from stages.models.structure import find_blocks, find_head, find_norm, split_revision
+from stages.models.structure import BY_STRUCTURE, find_parts, head_scale, split_revision
 
 STRUCTURE_TOLERANCE = 1e-3
 """Relative difference allowed between the model's logits and blocks → norm → head."""
@@ -30,7 +31,8 @@ class States:
     """Hidden states of N response positions.
 
     Attributes:
-        targets: one [N, d] tensor per target layer, the output of that decoder block.
+        targets: one [N, d] tensor per target layer, the output of that decoder block. What some decoders add
+            behind a block to the pictures' positions (deepstack) never stands at a response token.
         last: [N, d], the input of the head.
     """
 
@@ -43,19 +45,20 @@ class Backbone:
 
     Attributes:
         dtype: that it was loaded in.
+        readout: final norm and head.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, by_hand: BackbonePaths = BY_STRUCTURE) -> None:
         """Find the parts of `model`.
 
         Raises:
-            StageError: a part cannot be found; the message says what was looked for.
+            StageError: a part cannot be found, or the head is not linear; the message says what was looked for.
         """
         self.model = model
         self.dtype = model.dtype
-        self.blocks = find_blocks(model)
-        self.norm = find_norm(model)
-        self.head = find_head(model)
+        parts = find_parts(model, by_hand)
+        self.blocks, self.norm, self.head = parts
+        self.readout = Readout(self.norm, self.head, head_scale(model, parts))
 
     @classmethod
     def load(cls, place: str, loading: ModelLoading, device: torch.device | None = None) -> Backbone:
@@ -76,12 +79,7 @@ class Backbone:
         placed = loading.device_map is not None or loading.quantization is not None
         if not placed:
             model.to(device or default_device())  # type: ignore[arg-type]
-        return cls(model.eval())
-
-    @property
-    def readout(self) -> Readout:
-        """Final norm and head."""
-        return Readout(self.norm, self.head)
+        return cls(model.eval(), loading.backbone)
 
     @property
     def width(self) -> int:
@@ -95,10 +93,24 @@ class Backbone:
 
     def states(self, batch: Batch, target_layers: Sequence[int]) -> States:
         """Hidden states at the batch's response positions, with gradient where it is enabled."""
-        with _collect(self.blocks, target_layers) as outputs:
-            last = self.model.base_model(**batch.inputs, use_cache=False).last_hidden_state
+        blocks = {layer: self.blocks[layer] for layer in target_layers}
+        with _collect(blocks) as outputs, _stop_before(self.head) as arrived:
+            self.model(**batch.inputs, use_cache=False)
+        (last,) = arrived
+        self._check_shapes(outputs, last, batch.inputs["input_ids"])
         at = (batch.rows, batch.positions)
         return States(tuple(_pick(outputs[layer], at) for layer in target_layers), _pick(last, at))
+
+    def _check_shapes(self, outputs: Mapping[int, Tensor], last: Tensor, tokens: Tensor) -> None:
+        """One hidden state for each token, from every block and in front of the head."""
+        expected = (*tokens.shape, self.width)
+        for name, output in {**{f"block {n}": output for n, output in outputs.items()}, "the last": last}.items():
+            if output.shape != expected:
+                raise StageError(
+                    f"{type(self.model).__name__}: its blocks do not give one state for each token: {name} gives "
+                    f"{list(output.shape)}, expected {list(expected)}; a decoder with several streams of states, or "
+                    "whose pictures are not tokens among the text's, cannot be verbalized"
+                )
 
     @torch.no_grad()
     def check(self, batch: Batch) -> float:
@@ -112,14 +124,15 @@ class Backbone:
         """
         own = _pick(self.model(**batch.inputs, use_cache=False).logits, (batch.rows, batch.positions)).float()
         state = self.states(batch, [len(self.blocks) - 1]).targets[0]
-        ours = self.head(self.norm(state)).float()
+        weight, bias = self.readout.head_rows(own.shape[-1])
+        ours = nn.functional.linear(self.norm(state), weight, bias).float()
         difference = ((own - ours).abs().max() / own.abs().max()).item()
         limit = STRUCTURE_TOLERANCE if own.dtype == state.dtype else 20 * STRUCTURE_TOLERANCE
         if not difference <= limit:
             raise StageError(
-                f"{type(self.model).__name__}: blocks → norm → head differs from the model's logits by "
-                f"{difference:.2e} (relative), at most {limit} is allowed; a scaled or "
-                "soft-capped head cannot be verbalized with the `moment` codec"
+                f"{type(self.model).__name__}: blocks → norm → head differs from the model's logits: by "
+                f"{difference:.2e} (relative), at most {limit} is allowed; something else happens between them, "
+                "or a part is not what it was taken for: name it by hand with model.backbone.layers, .norm or .head"
             )
         return difference
 
@@ -136,21 +149,35 @@ def default_device() -> torch.device:
 
 
 @contextmanager
-def _collect(blocks: nn.ModuleList, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+def _collect(blocks: Mapping[int, nn.Module]) -> Iterator[dict[int, Tensor]]:
+    """What each block gives, by its key, while a forward pass runs."""
     outputs: dict[int, Tensor] = {}
 
-    def keep(layer: int) -> Any:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            outputs[layer] = output[0] if isinstance(output, tuple) else output
+    def keep(layer: int, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        outputs[layer] = output[0] if isinstance(output, tuple) else output
 
-        return hook
-
-    handles = [blocks[layer].register_forward_hook(keep(layer)) for layer in layers]
+    handles = [block.register_forward_hook(partial(keep, layer)) for layer, block in blocks.items()]
     try:
         yield outputs
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def _stop_before(head: nn.Module) -> Iterator[list[Tensor]]:
+    """What arrives at the head, which itself gets no position to work on."""
+    arrived: list[Tensor] = []
+
+    def keep(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+        arrived.append(inputs[0])
+        return (inputs[0][:, :0],)
+
+    handle = head.register_forward_pre_hook(keep)
+    try:
+        yield arrived
+    finally:
+        handle.remove()
 
 
 def _pick(states: Tensor, at: tuple[Tensor, Tensor]) -> Tensor:

@@ -18,27 +18,37 @@ from transformers.utils import logging
 
 from stages.contract.settings import ModelLoading
 from stages.losses.divergence import Head
-from stages.models.structure import find_head, find_norm, skeleton, split_revision
+from stages.models.structure import find_parts, head_scale, skeleton, split_revision
 
 READOUT_FILE = "readout.safetensors"
+SCALE = "scale"
+"""Of the readout file's tensors, the one beside those of norm and head."""
 
 
 class Readout:
-    """Final norm and head of one model, frozen."""
+    """Final norm and head of one model, frozen.
 
-    def __init__(self, norm: nn.Module, head: nn.Linear) -> None:
+    Attributes:
+        scale: what the model multiplies the head's output by; it is folded into the rows of the head.
+    """
+
+    def __init__(self, norm: nn.Module, head: nn.Linear, scale: float = 1.0) -> None:
         """Both modules stay the model's own; nothing is copied."""
         self.norm = norm
         self.head = head
+        self.scale = scale
 
     def head_rows(self, vocabulary: int) -> Head:
         """The head's rows of the `vocabulary` real token ids, without gradient; padding rows are left out."""
-        bias = getattr(self.head, "bias", None)
-        return Head(self.head.weight.detach()[:vocabulary], None if bias is None else bias.detach()[:vocabulary])
+        weight, bias = self.trained_head()
+        return Head(weight.detach()[:vocabulary], None if bias is None else bias.detach()[:vocabulary])
 
     def trained_head(self) -> Head:
         """All rows of the head, with gradient."""
-        return Head(self.head.weight, getattr(self.head, "bias", None))
+        weight, bias = self.head.weight, getattr(self.head, "bias", None)
+        if self.scale == 1:
+            return Head(weight, bias)
+        return Head(self.scale * weight, None if bias is None else self.scale * bias)
 
     def save(self, folder: Path, config: PretrainedConfig) -> None:
         """Write `readout.safetensors`, and the model's `config.json` to rebuild the modules from."""
@@ -49,17 +59,16 @@ class Readout:
             for part, module in parts.items()
             for name, tensor in module.state_dict().items()
         }
-        save_file(tensors, folder / READOUT_FILE)
+        save_file(tensors | {SCALE: torch.tensor(self.scale, dtype=torch.float64)}, folder / READOUT_FILE)
 
     @classmethod
     def load(cls, folder: Path, loading: ModelLoading) -> Readout:
         """Read what `save` wrote; the rest of the model is never built."""
-        model = skeleton(str(folder), loading)
+        _, norm, head = find_parts(skeleton(str(folder), loading), loading.backbone)
         tensors = load_file(folder / READOUT_FILE)
-        norm, head = find_norm(model), find_head(model)
         _fill(norm, tensors, "norm")
         _fill(head, tensors, "head")
-        return cls(norm, head)
+        return cls(norm, head, tensors[SCALE].item())
 
     @classmethod
     def of_checkpoint(cls, place: str, loading: ModelLoading) -> Readout:
@@ -67,20 +76,18 @@ class Readout:
         name, revision = split_revision(place)
         trust = loading.trust_remote_code
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust)
-        text = config.get_text_config()
-        text.num_hidden_layers = 1
-        if getattr(text, "layer_types", None):
-            text.layer_types = text.layer_types[:1]
+        config.get_text_config().num_hidden_layers = 1
         with _without_load_report():
             model = AutoModelForImageTextToText.from_pretrained(
                 name, revision=revision, config=config, dtype=getattr(torch, loading.dtype), trust_remote_code=trust
             )
-        norm, head = find_norm(model).requires_grad_(False), find_head(model).requires_grad_(False)
-        return cls(norm, head)
+        parts = find_parts(model, loading.backbone)
+        scale = head_scale(model, parts)
+        return cls(parts.norm.requires_grad_(False), parts.head.requires_grad_(False), scale)
 
     def to(self, device: torch.device) -> Readout:
         """The same readout with its weights on another device."""
-        return Readout(self.norm.to(device), self.head.to(device))
+        return Readout(self.norm.to(device), self.head.to(device), self.scale)
 
 
 def save_head(head: Head, path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from stages.contract.job import StageError
 from stages.contract.settings import Lora, Schedule
 from stages.models.backbone import Backbone
 
@@ -44,9 +45,19 @@ def prepare_for_training(backbone: Backbone, schedule: Schedule) -> None:
 
 
 def add_lora(blocks: nn.Module, lora: Lora) -> None:
-    """Put LoRA adapters on the linear layers of the decoder blocks; only the adapters require gradient."""
+    """Put LoRA adapters on the linear layers of the decoder blocks; only the adapters require gradient.
+
+    Raises:
+        StageError: a target module is in none of the blocks; the message names those that are.
+    """
     from peft import LoraConfig, inject_adapter_in_model
 
+    if missing := missing_targets(blocks, lora):
+        raise StageError(
+            f"lora.target_modules: the decoder blocks have no linear module {', '.join(missing)}; they have "
+            f"{', '.join(dict.fromkeys(name.rpartition('.')[2] for name in _linear_modules(blocks)))}. Experts that "
+            "are kept in one tensor are not among them: those are trained in full only"
+        )
     config = LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.target_modules)
     )
@@ -54,6 +65,12 @@ def add_lora(blocks: nn.Module, lora: Lora) -> None:
     for parameter in blocks.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+def missing_targets(blocks: nn.Module, lora: Lora) -> list[str]:
+    """The target modules that no decoder block has."""
+    there = [f".{name}" for name in _linear_modules(blocks)]
+    return [target for target in lora.target_modules if not any(name.endswith(f".{target}") for name in there)]
 
 
 def merge_lora(blocks: nn.Module) -> None:
@@ -77,6 +94,10 @@ def save_student(backbone: Backbone, processor: Any, folder: Path) -> None:
             parameter.data = parameter.data.to(dtype)
     backbone.model.save_pretrained(folder)
     processor.save_pretrained(folder)
+
+
+def _linear_modules(blocks: nn.Module) -> list[str]:
+    return [name for name, module in blocks.named_modules() if isinstance(module, nn.Linear)]
 
 
 def _train(module: nn.Module) -> None:

@@ -112,8 +112,8 @@ class StudentObjective(Objective):
         self._student = Backbone.load(place, settings.model, device)
 
     def sharded_classes(self) -> list[str]:
-        """The decoder's blocks."""
-        return [type(self._student.blocks[0]).__name__]
+        """The decoder's blocks; some decoders have several kinds."""
+        return list(dict.fromkeys(type(block).__name__ for block in self._student.blocks))
 
 
 def check_finite(values: Tensor, layers: Sequence[object], batch: Batch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,14 +10,14 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from stages.contract import StageError
-from stages.contract.settings import ModelLoading, Preprocessing
+from stages.contract.settings import BackbonePaths, ModelLoading, Preprocessing
 from stages.contract.settings import Verbalizer as VerbalizerSettings
 from stages.data.encoding import Batch, Encoder, collate
 from stages.data.sample import read_samples
 from stages.losses.divergence import divergence, label_target, partition
 from stages.models.backbone import Backbone
 from stages.models.readout import Readout
-from stages.models.structure import find_blocks, find_norm
+from stages.models.structure import BY_STRUCTURE, find_parts
 from stages.models.verbalizer import Verbalizers
 from tests.stages import tiny
 
@@ -49,14 +50,7 @@ def test_blocks_norm_head_reproduce_the_models_logits(backbone: Backbone, batch:
 
 
 def test_logits_that_are_not_norm_and_head_are_refused(backbone: Backbone, batch: Batch) -> None:
-    forward = backbone.model.forward
-
-    def soft_capped(**inputs: object) -> object:
-        output = forward(**inputs)
-        output.logits = torch.tanh(output.logits / 3) * 3
-        return output
-
-    backbone.model.forward = soft_capped
+    change_logits(backbone.model, lambda logits: torch.tanh(logits / 3) * 3)
     with pytest.raises(StageError, match="differs from the model's logits"):
         backbone.check(batch)
 
@@ -73,9 +67,9 @@ def test_captured_states_are_those_of_a_full_forward(backbone: Backbone, batch: 
 
 def test_the_head_never_sees_prompt_tokens(backbone: Backbone, batch: Batch) -> None:
     seen = []
-    backbone.head.register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0].shape))
+    backbone.head.register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0].shape[1]))
     backbone.states(batch, [0])
-    assert seen == []
+    assert seen == [0]
 
 
 @pytest.mark.parametrize("target", range(LAYERS - 1))
@@ -116,12 +110,69 @@ def test_a_readout_is_read_without_the_rest_of_the_checkpoint(tied: bool, tmp_pa
     assert not alone.head.weight.requires_grad
 
 
+def test_parts_may_be_named_by_hand(checkpoint: Path, batch: Batch) -> None:
+    """Where the structure is ambiguous: a second list of as many modules."""
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint)
+    model.get_decoder().others = torch.nn.ModuleList(torch.nn.Linear(1, 1) for _ in range(LAYERS))
+    with pytest.raises(StageError, match=f"expected one list .* found layers of {LAYERS}, others of {LAYERS}"):
+        Backbone(model)
+    paths = {"layers": "model.language_model.layers", "norm": "model.language_model.norm", "head": "lm_head"}
+    backbone = Backbone(model, BackbonePaths(**paths))
+    assert backbone.check(batch) < FLOAT_TOLERANCE
+    assert backbone.blocks is model.get_decoder().layers
+    with pytest.raises(StageError, match="model.backbone.norm: .* has no module `model.nrom`"):
+        Backbone(model, BackbonePaths(**paths | {"norm": "model.nrom"}))
+
+
+@pytest.mark.parametrize("scale", [0.0625, 7.0])
+def test_a_logit_scale_is_measured_and_folded_into_the_head(backbone: Backbone, batch: Batch, scale: float) -> None:
+    """Weight and bias. Red if the scale of the frozen or of the trained head is left out."""
+    model = backbone.model
+    model.lm_head.bias = torch.nn.Parameter(torch.linspace(-1, 1, len(model.lm_head.weight)))
+    change_logits(model, lambda logits: scale * logits)
+    scaled = Backbone(model)
+    assert scaled.readout.scale == scale
+    assert scaled.check(batch) < FLOAT_TOLERANCE
+    weight, bias = scaled.readout.trained_head()
+    torch.testing.assert_close(weight, scale * model.lm_head.weight)
+    torch.testing.assert_close(bias, scale * model.lm_head.bias)
+    assert bias.requires_grad
+    weight.sum().backward()
+    assert (model.lm_head.weight.grad == scale).all()
+    assert not any(part.requires_grad for part in scaled.readout.head_rows(5))
+
+
+def test_a_soft_capped_head_is_refused_when_it_is_loaded(backbone: Backbone) -> None:
+    change_logits(backbone.model, lambda logits: 30 * torch.tanh(logits / 30))
+    with pytest.raises(StageError, match="head is not linear: where the head gives -1000 .* makes -30 .* soft-capping"):
+        Backbone(backbone.model)
+
+
+def test_measuring_the_scale_leaves_the_model_as_it_was(backbone: Backbone, batch: Batch) -> None:
+    model = backbone.model
+    names, before = list(model.state_dict()), model(**batch.inputs).logits
+    Backbone(model)
+    assert list(model.state_dict()) == names
+    assert torch.equal(model(**batch.inputs).logits, before)
+
+
+def change_logits(model: torch.nn.Module, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    forward = model.forward
+
+    def changed(**inputs: object) -> object:
+        output = forward(**inputs)
+        output.logits = change(output.logits)
+        return output
+
+    model.forward = changed
+
+
 def test_what_cannot_be_found_is_named(checkpoint: Path) -> None:
     model = AutoModelForImageTextToText.from_pretrained(checkpoint)
     decoder = model.get_decoder()
-    del decoder.layers[0]
-    with pytest.raises(StageError, match=f"expected one list of {LAYERS} decoder blocks .* found lists of"):
-        find_blocks(model)
     decoder.norm = torch.nn.Identity()
-    with pytest.raises(StageError, match="expected one final norm of width 16"):
-        find_norm(model)
+    with pytest.raises(StageError, match="expected one norm of width 16 .* norm .Identity.* model.backbone.norm"):
+        find_parts(model, BY_STRUCTURE)
+    del decoder.layers[0]
+    with pytest.raises(StageError, match=f"expected one list of {LAYERS} decoder blocks .* model.backbone.layers"):
+        find_parts(model, BY_STRUCTURE)
