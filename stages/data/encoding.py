@@ -1,24 +1,32 @@
 """Encoding: samples to token ids, response masks and the model's other inputs.
 
 The conversation is rendered by the checkpoint's own chat template and tokenized by its own
-processor. A response is what the template adds between an assistant turn's header and the end of
-that turn, the end-of-turn token included; only those tokens carry loss (METHOD §1).
+processor. A response is what the template marks as generated (`{% generation %}`) or, in a template
+that marks nothing, what it adds between an assistant turn's header and the end of that turn, the
+end-of-turn token included. Only those tokens carry loss (METHOD §1), and they have to decode to the
+responses. Text that spells a control token could end a turn or begin one, so it is refused.
 """
 
 from __future__ import annotations
 
+import re
 import threading
+import unicodedata
 import zlib
 from collections.abc import Iterable, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from stages.contract.settings import Preprocessing
 from stages.data.sample import BadLine, BadSample, Sample
+
+_GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 @dataclass(frozen=True)
@@ -138,8 +146,9 @@ class Encoder:
         return other
 
     def _encode(self, sample: Sample) -> Encoded:
+        self._refuse_control_tokens(sample)
         text = self._render(sample.messages)
-        spans = self._response_spans(sample, text)
+        spans = self._marked_spans(sample) if self._template_marks else self._response_spans(sample, text)
         images = sample.load_images(self._settings.max_image_pixels)
         extras = self._process(text, images, return_offsets_mapping=True, return_text_replacement_offsets=True)
         offsets = extras.pop("offset_mapping")[0]
@@ -162,6 +171,35 @@ class Encoder:
         except (ValueError, IndexError, TypeError, RuntimeError) as error:
             raise BadSample(f"the processor refuses the sample: {error}") from error
 
+    @property
+    def _template(self) -> str:
+        return str(self.processor.chat_template or self.processor.tokenizer.chat_template)
+
+    @cached_property
+    def _template_marks(self) -> bool:
+        return _GENERATION_BLOCK.search(self._template) is not None
+
+    @cached_property
+    def _control_tokens(self) -> tuple[str, ...]:
+        tokens = self.processor.tokenizer.added_tokens_decoder.values()
+        return tuple(token.content for token in tokens if token.special)
+
+    def _refuse_control_tokens(self, sample: Sample) -> None:
+        texts = [part["text"] for message in sample.messages for part in message["content"] if "text" in part]
+        for token in self._control_tokens:
+            if any(token in text for text in texts):
+                raise BadSample(f"a text contains {token}, which is a control token of the model")
+
+    def _marked_spans(self, sample: Sample) -> list[tuple[int, int]]:
+        """Character spans of the rendered text that the template itself marks as generated."""
+        rendered: Any = render_jinja_template(
+            [list(sample.messages)],
+            chat_template=self._template,
+            return_assistant_tokens_mask=True,
+            **self.processor.tokenizer.special_tokens_map,
+        )
+        return rendered[1][0]
+
     def _response_spans(self, sample: Sample, text: str) -> list[tuple[int, int]]:
         """Character spans of the responses in the rendered text, each through its end-of-turn token."""
         spans = []
@@ -177,8 +215,13 @@ class Encoder:
 
     def _check(self, sample: Sample, response_ids: Tensor) -> None:
         decoded = self.processor.tokenizer.decode(response_ids, skip_special_tokens=True)
-        if "".join(decoded.split()) != "".join("".join(sample.responses).split()):
+        if _comparable(decoded) != _comparable("".join(sample.responses)):
             raise BadSample(f"the response tokens decode to {decoded!r}, not to the responses")
+
+
+def _comparable(text: str) -> str:
+    """Tokenizers compose characters (NFC) and templates strip white space; neither changes what is said."""
+    return "".join(unicodedata.normalize("NFC", text).split())
 
 
 class _Memory:

@@ -12,7 +12,7 @@ content parts, and optionally `task`:
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,13 +60,25 @@ class Sample:
         """The text of the last user turn."""
         return next((_text(m) for m in reversed(self.messages) if m["role"] == "user"), "")
 
-    def load_images(self, max_pixels: int) -> list[Image.Image]:
-        """Decode the pictures as RGB.
+    def read_images(self) -> list[bytes]:
+        """The pictures' files.
 
         Raises:
-            BadSample: a picture is missing, damaged or has more than `max_pixels` pixels.
+            BadSample: a picture is missing.
         """
-        return [decode_picture(read_picture(picture), picture.name, max_pixels) for picture in self.images]
+        return [read_picture(picture) for picture in self.images]
+
+    def decode_images(self, files: Sequence[bytes], max_pixels: int) -> list[Image.Image]:
+        """The pictures as RGB.
+
+        Raises:
+            BadSample: a picture is damaged or has more than `max_pixels` pixels.
+        """
+        return [decode_picture(data, image.name, max_pixels) for data, image in zip(files, self.images, strict=True)]
+
+    def load_images(self, max_pixels: int) -> list[Image.Image]:
+        """Read and decode the pictures; raises as both do."""
+        return self.decode_images(self.read_images(), max_pixels)
 
 
 @dataclass(frozen=True, slots=True)
