@@ -20,9 +20,11 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from stages.contract import StageError
 from stages.contract.settings import Preprocessing
 from stages.data.sample import BadLine, BadSample, Sample
 
@@ -109,11 +111,7 @@ class Encoder:
         self.processor = processor
         self._settings = settings
         self._memory = _Memory(memory_bytes)
-        self._limits = {
-            name: value
-            for name, value in (("max_pixels", settings.max_pixels), ("min_pixels", settings.min_pixels))
-            if value is not None
-        }
+        self._limits = pixel_limits(processor, settings)
 
     @property
     def real_vocabulary(self) -> int:
@@ -147,7 +145,7 @@ class Encoder:
 
     def _encode(self, sample: Sample) -> Encoded:
         self._refuse_control_tokens(sample)
-        text = self._render(sample.messages)
+        text = self.render(sample.messages)
         spans = self._marked_spans(sample) if self._template_marks else self._response_spans(sample, text)
         images = sample.load_images(self._settings.max_image_pixels)
         extras = self._process(text, images, return_offsets_mapping=True, return_text_replacement_offsets=True)
@@ -161,8 +159,16 @@ class Encoder:
         self._check(sample, input_ids[mask])
         return Encoded(sample, input_ids, mask, extras)
 
-    def _render(self, messages: Sequence[dict[str, Any]], *, prompt: bool = False) -> str:
-        return self.processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt)
+    def render(self, messages: Sequence[dict[str, Any]], *, prompt: bool = False) -> str:
+        """The text of a conversation, as the chat template lays it out.
+
+        Raises:
+            BadSample: the template refuses it.
+        """
+        try:
+            return self.processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt)
+        except TemplateError as error:
+            raise BadSample(f"the chat template refuses the conversation: {error}") from error
 
     def _process(self, text: str, images: list[Any], **options: Any) -> dict[str, Any]:
         limits = self._limits if images else {}
@@ -206,8 +212,8 @@ class Encoder:
         for index, message in enumerate(sample.messages):
             if message["role"] != "assistant":
                 continue
-            header = self._render(sample.messages[:index], prompt=True)
-            turn = self._render(sample.messages[: index + 1])
+            header = self.render(sample.messages[:index], prompt=True)
+            turn = self.render(sample.messages[: index + 1])
             if not (text.startswith(turn.rstrip()) and turn.startswith(header)):
                 raise BadSample("the chat template renders a turn differently once the conversation goes on")
             spans.append((len(header), len(turn.rstrip())))
@@ -222,6 +228,24 @@ class Encoder:
 def _comparable(text: str) -> str:
     """Tokenizers compose characters (NFC) and templates strip white space; neither changes what is said."""
     return "".join(unicodedata.normalize("NFC", text).split())
+
+
+def pixel_limits(processor: Any, settings: Preprocessing) -> dict[str, Any]:
+    """The processor's option that holds pictures between `min_pixels` and `max_pixels`; empty without limits.
+
+    Raises:
+        StageError: the processor resizes pictures by another rule.
+    """
+    if settings.min_pixels is None and settings.max_pixels is None:
+        return {}
+    size = processor.image_processor.to_dict().get("size") or {}
+    if not {"shortest_edge", "longest_edge"} <= set(size):
+        raise StageError(
+            f"preprocessing.max_pixels and min_pixels do not go with {type(processor.image_processor).__name__}, "
+            f"which resizes to {size}; leave them null"
+        )
+    least, most = settings.min_pixels or size["shortest_edge"], settings.max_pixels or size["longest_edge"]
+    return {"size": {"shortest_edge": least, "longest_edge": most}}
 
 
 class _Memory:
