@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from pipeline import screen
+from pipeline import data, screen
 from pipeline.config import ConfigError
 from pipeline.decisions import FORCE_ALL, Selection
 from pipeline.experiment import MAIN
@@ -34,6 +34,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+app.add_typer(data.app, name="data")
 out = Console()
 err = Console(stderr=True)
 

@@ -22,7 +22,7 @@ SHOWN_REASONS = 3
 
 def show_decisions(console: Console, decisions: Sequence[Decision]) -> None:
     """One line a node: reused, or run and why."""
-    table = _table("stage", "", "why")
+    table = make_table("stage", "", "why")
     for decision in decisions:
         node = decision.node
         if decision.reused:
@@ -41,7 +41,7 @@ def show_explanation(console: Console, decision: Decision) -> None:
         console.print(f"  [green]reused[/]: made in {seconds:.1f} s, nothing it depends on has changed")
     for reason in decision.reasons:
         console.print(f"  [yellow]run[/]: {escape(reason)}", soft_wrap=True)
-    table = _table("made of", "")
+    table = make_table("made of", "")
     for name, source in node.inputs.items():
         digest = f"{source.key} {source.fingerprint}" if isinstance(source, Node) else f"{source.place} {source.digest}"
         table.add_row(name, escape(digest))
@@ -56,7 +56,7 @@ def show_scores(console: Console, scores: Sequence[Scores]) -> None:
         return
     tasks = tasks_of(scores)
     questions = max(row.samples for row in scores)
-    table = _table("", *(_wrappable(task) for task in tasks), "overall")
+    table = make_table("", *(_wrappable(task) for task in tasks), "overall")
     table.title = f"Held-out questions answered exactly right, % of {questions:,}"
     for column in table.columns[1:]:
         column.justify = "right"
@@ -72,7 +72,7 @@ def show_scores(console: Console, scores: Sequence[Scores]) -> None:
 
 def show_times(console: Console, nodes: Sequence[Node], outcome: Outcome) -> None:
     """Wall time of every node, made now or before."""
-    table = _table("stage", "seconds", "")
+    table = make_table("stage", "seconds", "")
     table.columns[1].justify = "right"
     for node in nodes:
         artifact = outcome.artifacts.get(node.key)
@@ -107,7 +107,8 @@ def show_next(console: Console, commands: Mapping[str, str]) -> None:
         console.print(f"  [bold]{escape(command)}[/]\n      [dim]{escape(purpose)}", soft_wrap=True, highlight=False)
 
 
-def _table(*headers: str) -> Table:
+def make_table(*headers: str) -> Table:
+    """A table in the style of all others."""
     table = Table(box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False, collapse_padding=True)
     for header in headers:
         table.add_column(header, overflow="fold")
