@@ -21,7 +21,7 @@ from pipeline.experiment import Experiment
 from pipeline.screen import make_table
 from stages.contract import StageError
 from stages.data.check import Findings, Spread, check
-from stages.data.sample import Sample
+from stages.data.sample import BadLine, Sample
 
 if TYPE_CHECKING:
     from stages.data.encoding import Encoder
@@ -142,9 +142,14 @@ def _reasons(findings: Findings) -> Table:
     table.columns[0].no_wrap = False
     table.columns[1].justify = "right"
     for reason in findings.reasons:
-        examples = ", ".join(f"{line.id} (line {line.line})" for line in reason.first)
+        examples = ", ".join(_place(line) for line in reason.first)
         table.add_row(escape(reason.what), f"{reason.count:,}", escape(examples))
     return table
+
+
+def _place(bad: BadLine) -> str:
+    """Samples without an id of their own are called after their line."""
+    return bad.id if bad.id.endswith(f" {bad.line}") else f"{bad.id} (line {bad.line})"
 
 
 def _counts(counts: dict[str, int] | dict[int, int], prefix: str = "") -> str:

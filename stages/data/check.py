@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 SHOWN_SAMPLES = 3
 SHOWN_LINES = 3
-_DETAILS = re.compile(r"'[^']*'|\bimage (?!part)\S+(?= (?:cannot|has|lies))|\d+")
+_DETAILS = re.compile(r"'[^']*'|(?<=\bimage )\S+(?= (?:cannot|has|lies))|(?<![\w-])\d+")
 """What differs between two samples that are bad for one reason."""
 _REPEATED_TOKEN = re.compile(r"(<[^<>\s]+>)\1+")
 

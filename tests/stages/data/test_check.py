@@ -55,10 +55,10 @@ def tiny_samples(path: Path) -> list:
 def test_reasons_are_grouped_and_their_first_lines_named(samples: Path, encoder: Encoder) -> None:
     found = check(samples, Preprocessing(), encoder)
     reasons = {reason.what: reason for reason in found.reasons}
-    outside = reasons["… lies outside the folder of the sample file"]
+    outside = reasons["image … lies outside the folder of the sample file"]
     assert (outside.count, [line.line for line in outside.first]) == (2, [15, 16])
     assert outside is found.reasons[0]
-    assert "… cannot be read: FileNotFoundError" in reasons
+    assert "image … cannot be read: FileNotFoundError" in reasons
     assert sum(reason.count for reason in found.reasons) == 5
 
 
