@@ -115,7 +115,7 @@ def explain(stage: StageName, overrides: Overrides = None) -> None:
 
 @app.command(epilog="Then: [bold]vlsi run[/]. " + EXIT_CODES)
 def prepare(overrides: Overrides = None) -> None:
-    """Make the models and data of an experiment that brings its own (digits does)."""
+    """Make the models and data of an experiment that brings its own (digits and easy-vqa do)."""
     session = Session.open_preparation(overrides or [])
     decisions = session.decide()
     screen.show_decisions(out, decisions)
