@@ -50,6 +50,7 @@ class Digests:
         self._path = store / DIGESTS_FILE
         self._known: dict[str, list[Any]] = {}
         self._changed = False
+        self._data: dict[tuple[str, bool], str] = {}
         try:
             self._known = json.loads(self._path.read_text())
         except (OSError, ValueError):
@@ -73,7 +74,15 @@ class Digests:
 
         Args:
             pictures: read the pictures too; without, the files that name (or hold) them stand for them.
+
+        Raises:
+            MissingInput: a file does not exist or is damaged as a whole.
         """
+        if (place, pictures) not in self._data:
+            self._data[place, pictures] = self._identify(place, pictures)
+        return self._data[place, pictures]
+
+    def _identify(self, place: str, pictures: bool) -> str:
         try:
             mixture = open_sources(Path(place))
             sources = [self._source(source) for source in mixture.sources]

@@ -32,7 +32,7 @@ class Record:
     """One entry of a data file.
 
     Attributes:
-        line: where it stands, counted from 1: a line, a place in the array, or a row of all files.
+        line: where it stands, counted from 1: a line, a place in the array, or a row of a Parquet file.
         name: what it is called if it has no id of its own.
         value: the decoded entry.
         reason: why it cannot be decoded; empty if it can.
@@ -69,11 +69,11 @@ def read_records(place: Path, root: Path) -> Iterator[Record]:
     Raises:
         StageError: a file is damaged as a whole.
     """
-    for file in data_files(place):
+    for number, file in enumerate(data_files(place), start=1):
         with file.open("rb") as handle:
             start = handle.read(256)
         if start.startswith(_PARQUET_MAGIC):
-            yield from _from_parquet(file, root)
+            yield from _from_parquet(file, root, prefix=f"part {number} " if place.is_dir() else "")
         elif file.suffix != ".jsonl" and start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
             yield from _from_array(file)
         else:
@@ -115,7 +115,7 @@ def _entries(handle: TextIO) -> Iterator[Any]:
         if end < len(text):
             place = end
             yield entry
-        elif more := handle.read(max(_CHUNK, len(text))):
+        elif more := handle.read(max(_CHUNK, len(text) - place)):
             text, place = text[place:] + more, 0
         else:
             raise ValueError(problem)
@@ -128,8 +128,8 @@ def _skip_gap(text: str, place: int) -> int:
     return gap.end() if gap else place
 
 
-def _from_parquet(file: Path, root: Path) -> Iterator[Record]:
-    """Rows without the bytes of their pictures, which are left where they are."""
+def _from_parquet(file: Path, root: Path, prefix: str) -> Iterator[Record]:
+    """Rows without the bytes of their pictures, which are left where they are; named by `prefix` and number."""
     try:
         table = pq.ParquetFile(file)
         column = next((name for name in PICTURE_COLUMNS if _holds_bytes(table, name)), None)
@@ -145,7 +145,7 @@ def _from_parquet(file: Path, root: Path) -> Iterator[Record]:
                         cell = (file, group, number - first, column)
                         row["images"] = [Cell(*cell, picture, root) for picture in range(counts[place])]
                     number += 1
-                    yield Record(number, f"{file.stem} row {number}", row)
+                    yield Record(number, f"{prefix}row {number}", row)
     except pa.ArrowException as error:
         raise StageError(f"data: {file} cannot be read as Parquet: {error}") from error
 

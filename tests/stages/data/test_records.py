@@ -128,7 +128,7 @@ class TestShards:
     def test_rows_are_found_again_in_their_row_groups(self, folder: Path) -> None:
         assert shades(folder) == [[10 * shard + row] for shard in range(2) for row in range(5)]
         ids = [sample.id for sample in read_samples(folder)[0]]
-        assert ids[6] == "train-00001-of-00002 row 2"
+        assert ids[6] == "part 2 row 2"
 
     def test_a_picture_is_read_in_any_order_and_process(self, folder: Path) -> None:
         samples = pickle.loads(pickle.dumps(read_samples(folder)[0]))
