@@ -31,6 +31,8 @@ SHAPES = ("circle", "rectangle", "triangle")
 COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 SPLITS = ("train", "test")
 IMAGE_FOLDER = "images"
+_CONTRAST = 60
+"""Between a shape and its background, summed over red, green and blue."""
 _IMAGE_TOKENS = 4
 """A picture of 64 x 64 pixels is resized to 56 x 56: 2 x 2 tokens."""
 
@@ -50,6 +52,26 @@ class Shape:
     def told(self, names: Sequence[str]) -> int | None:
         """Which of `names` is the answer to one of the questions."""
         return next((names.index(q.answer) for q in self.questions if q.answer in names), None)
+
+
+@dataclass(frozen=True)
+class MovedShape(Shape):
+    """The same questions about a picture that was made from the one in the file."""
+
+    image: Image.Image
+
+
+def moved(image: Image.Image, generator: np.random.Generator) -> Image.Image:
+    """The shape somewhere else within the frame, mirrored or not."""
+    pixels = np.asarray(image)
+    background = np.median(pixels[[0, 0, -1, -1], [0, -1, 0, -1]], axis=0)
+    is_shape = np.abs(pixels - background).sum(axis=2) > _CONTRAST
+    shifts = []
+    for axis, size in enumerate(is_shape.shape):
+        covered = np.flatnonzero(is_shape.any(axis=1 - axis))
+        shifts.append(int(generator.integers(-covered[0], size - covered[-1])))
+    pixels = np.roll(pixels, shifts, axis=(0, 1))
+    return Image.fromarray(np.ascontiguousarray(pixels[:, ::-1] if generator.integers(2) else pixels))
 
 
 def load(split: str) -> list[Shape]:
@@ -129,8 +151,9 @@ class ShapeLessons:
         return sorted({text for question in questions for text in (question.text, question.answer)})
 
     def draw(self, generator: np.random.Generator) -> Shape:
-        """One of the pictures, each as likely."""
-        return self._shapes[generator.integers(len(self._shapes))]
+        """One of the pictures, its shape moved and perhaps mirrored: no question asks where something is."""
+        shape = self._shapes[generator.integers(len(self._shapes))]
+        return MovedShape(shape.path, shape.questions, moved(shape.image, generator))
 
     def seen(self, pictures: Sequence[Shape]) -> list[NDArray[np.int64]]:
         """Every token of a picture shows its one shape and color."""

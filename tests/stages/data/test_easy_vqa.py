@@ -34,7 +34,9 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The package's five functions, over four pictures in either split."""
     paths = {number: str(tmp_path / f"{number}.png") for number in QUESTIONS}
     for number, path in paths.items():
-        Image.new("RGB", (64, 64), (60 * number, 0, 0)).save(path)
+        image = Image.new("RGB", (64, 64), "white")
+        image.paste((60 * number, 0, 0), (10, 20, 30, 34))
+        image.save(path)
     flat = [(text, answer, number) for number, asked in QUESTIONS.items() for text, answer in asked]
     questions = tuple(list(column) for column in zip(*flat, strict=True))
     module = SimpleNamespace(
@@ -62,7 +64,7 @@ class TestConversion:
             {"type": "text", "text": "what is the red shape?"},
         ]
         assert all(len(sample.images) == 1 for sample in samples)
-        assert samples[3].load_images(10_000)[0].getpixel((0, 0)) == (180, 0, 0)
+        assert samples[3].load_images(10_000)[0].getpixel((10, 20)) == (180, 0, 0)
 
     def test_a_test_sample_is_one_question(self, tmp_path: Path) -> None:
         counts = easy_vqa.write_samples(tmp_path / "out")
@@ -85,6 +87,16 @@ class TestLessons:
         assert {shape.path.stem for shape in drawn} == {"0", "1"}
         shapes, colors = lessons.seen([lessons.draw(np.random.default_rng(seed)) for seed in (0, 1)])
         assert (shapes.shape, colors.shape) == ((8,), (8,))
+
+    def test_a_drawn_shape_lies_elsewhere_and_is_whole(self) -> None:
+        lessons, draws = easy_vqa.ShapeLessons(), np.random.default_rng(0)
+        corners = set()
+        for _ in range(20):
+            inside = np.argwhere(np.asarray(lessons.draw(draws).image)[..., 1] == 0)
+            corners.add(tuple(inside.min(axis=0)))
+            assert len(inside) == 20 * 14
+            assert (np.ptp(inside, axis=0) + 1).tolist() == [14, 20]
+        assert len(corners) > 15
 
     def test_labels_are_the_answers(self) -> None:
         first, second, *_ = easy_vqa.load("train")
