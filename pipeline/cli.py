@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from pipeline import screen
+from pipeline import data, screen
 from pipeline.config import ConfigError, load
 from pipeline.decisions import FORCE_ALL, Selection
 from pipeline.experiment import MAIN
@@ -35,6 +35,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+app.add_typer(data.app, name="data")
 out = Console()
 err = Console(stderr=True)
 
@@ -160,7 +161,7 @@ def explain(stage: StageName, overrides: Overrides = None) -> None:
 
 @app.command(epilog="Then: [bold]vlsi run[/]. " + EXIT_CODES)
 def prepare(overrides: Overrides = None) -> None:
-    """Make the models and data of an experiment that brings its own (digits does)."""
+    """Make the models and data of an experiment that brings its own (digits and easy-vqa do)."""
     session = Session.open_preparation(overrides or [])
     decisions = session.decide()
     screen.show_decisions(out, decisions)

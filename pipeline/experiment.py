@@ -27,6 +27,8 @@ from stages.contract.settings import (
     TargetLayers,
     VerbalizationSettings,
 )
+from stages.data.formats import Format
+from stages.data.mixture import MIXTURE_SUFFIXES
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
@@ -82,11 +84,22 @@ class Model(Section):
 
 
 class Data(Section):
-    """The samples (JSON lines) and how they become tensors."""
+    """The samples and how they become tensors."""
 
     train: LocalPlace
+    """JSON Lines, a JSON array, Parquet or a folder of it; or a `.yaml` file that mixes several."""
     test: LocalPlace
+    format: Format = "auto"
+    """What the records are, where looking at them is not enough; each source of a mixture states its own."""
+    digest_pictures: bool = True
+    """Whether pictures are read to see that the data is what it was; false spares that for millions of them."""
     preprocessing: Preprocessing = Preprocessing()
+
+    def place(self, split: str) -> str:
+        """What a stage is told to read, `train` or `test`: the path, with the format behind it if one is stated."""
+        path: str = getattr(self, split)
+        stated = self.format != "auto" and not path.endswith(MIXTURE_SUFFIXES)
+        return f"{path}#{self.format}" if stated else path
 
 
 class Execution(Section):

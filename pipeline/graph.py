@@ -249,19 +249,21 @@ class _Chain:
             raise self._missing(f"{name}.path", error) from error
 
     def _train(self) -> Source:
-        return self._samples("data.train", self.experiment.data.train)
+        return self._samples("train")
 
     def _test(self) -> Source:
-        return self._samples("data.test", self.experiment.data.test)
+        return self._samples("test")
 
-    def _samples(self, key: str, path: str) -> Source:
+    def _samples(self, split: str) -> Source:
+        data = self.experiment.data
+        place = data.place(split)
         try:
-            return Source(path, self.digests.samples(path))
+            return Source(place, self.digests.samples(place, pictures=data.digest_pictures))
         except MissingInput as error:
-            raise self._missing(key, error) from error
+            raise self._missing(f"data.{split}", error) from error
 
     def _missing(self, key: str, error: MissingInput) -> ConfigError:
         if self.experiment.prepare is not None:
             return ConfigError(f"{key}: {error}; run `vlsi prepare experiment={self.experiment.name}` to make it")
-        kind = "a JSON Lines file of samples" if key.startswith("data") else "a checkpoint folder or a hub id"
+        kind = "a file, folder or mixture of samples" if key.startswith("data") else "a checkpoint folder or a hub id"
         return ConfigError(f"{key}: {error}; set {key} to {kind}")

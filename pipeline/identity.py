@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from stages.contract import StageError
 from stages.contract.artifact import canonical_json
 from stages.contract.place import Remote, dates_below, place_of, sha256_of, write_whole
+from stages.data.mixture import Source, open_sources
+from stages.data.records import data_files
+from stages.data.sample import read_samples
 
 DIGEST_LENGTH = 16
 DIGESTS_FILE = ".digests.json"
@@ -38,7 +41,7 @@ def fingerprint(identity: dict[str, Any]) -> str:
 
 
 class Digests:
-    """Content digests of checkpoints and sample files, remembered in the store.
+    """Content digests of checkpoints and data sets, remembered in the store.
 
     A file is read again only when its size or modification time changes; asking again costs one
     `stat` per file.
@@ -49,6 +52,7 @@ class Digests:
         self._path = store / DIGESTS_FILE
         self._known: dict[str, list[Any]] = {}
         self._changed = False
+        self._data: dict[tuple[str, bool], str] = {}
         try:
             self._known = json.loads(self._path.read_text())
         except (OSError, ValueError):
@@ -71,13 +75,31 @@ class Digests:
             raise MissingInput(f"{folder} is no checkpoint: it has no config.json")
         return fingerprint({file.name: self._file(file) for file in sorted(files)})
 
-    def samples(self, path: str) -> str:
-        """Of a sample file: its content and that of the images it names; where they lie is not in it."""
-        file = Path(path)
-        if not file.is_file():
-            raise MissingInput(f"{file} does not exist")
-        images = {name: self._file(file.parent / name) for name in sorted(set(_image_names(file)))}
-        return fingerprint({"samples": self._file(file), "images": images})
+    def samples(self, place: str, *, pictures: bool = True) -> str:
+        """Of a data set: what is taken of which content; where that lies is not in it.
+
+        Args:
+            pictures: read the pictures too; without, the files that name (or hold) them stand for them.
+
+        Raises:
+            MissingInput: a file does not exist or is damaged as a whole.
+        """
+        if (place, pictures) not in self._data:
+            self._data[place, pictures] = self._identify(place, pictures)
+        return self._data[place, pictures]
+
+    def _identify(self, place: str, pictures: bool) -> str:
+        try:
+            mixture = open_sources(Path(place))
+            sources = [self._source(source) for source in mixture.sources]
+            named = _pictures(Path(place)) if pictures else []
+        except StageError as error:
+            raise MissingInput(str(error).removeprefix("data: ")) from error
+        return fingerprint({"seed": mixture.seed, "sources": sources, "pictures": [self._file(path) for path in named]})
+
+    def _source(self, source: Source) -> dict[str, Any]:
+        how = source.model_dump(mode="json", exclude={"path", "images"})
+        return how | {"files": [self._file(file) for file in data_files(source.path)]}
 
     def save(self) -> None:
         """Remember what was read."""
@@ -108,15 +130,10 @@ def _remote_checkpoint(folder: Remote) -> str:
     return fingerprint({name: date for name, date in files.items() if name not in _NOT_OF_THE_MODEL})
 
 
-def _image_names(file: Path) -> Iterator[str]:
-    """The images that a sample file names; lines that cannot be read name none."""
-    with file.open("rb") as lines:
-        for line in lines:
-            try:
-                images = json.loads(line).get("images")
-            except (ValueError, AttributeError):
-                continue
-            yield from (str(name) for name in images or [] if isinstance(images, list))
+def _pictures(place: Path) -> list[Path]:
+    """The picture files that a data set names, each once."""
+    samples, _ = read_samples(place)
+    return list(dict.fromkeys(picture for s in samples for picture in s.images if isinstance(picture, Path)))
 
 
 def flatten(identity: dict[str, Any]) -> dict[str, Any]:

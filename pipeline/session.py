@@ -14,6 +14,7 @@ from pipeline.executors import Executor, make_executor
 from pipeline.experiment import Experiment
 from pipeline.graph import Graph, build_graph, prepare_graph
 from pipeline.identity import Digests
+from pipeline.pairing import check_pairs
 from pipeline.progress import make_display
 from pipeline.report import render
 from pipeline.results import collect_scores
@@ -75,7 +76,12 @@ class Session:
         return decide(self.graph, self.store, self.record, selection)
 
     def execute(self, decisions: Sequence[Decision], console: Console, executor: Executor | None = None) -> Outcome:
-        """Run what has to run, with progress, record and tracking; write the report."""
+        """Run what has to run, with progress, record and tracking; write the report.
+
+        Raises:
+            ConfigError: teacher and student do not see samples alike.
+        """
+        check_pairs(self.configuration, decisions, self.store)
         recorder = Recorder(self.store, self.experiment.name, self.record)
         executor = executor or make_executor(self.experiment.executor)
         settings = self.experiment.executor

@@ -1,11 +1,12 @@
-"""Prepare (the embedded default): the digits task, its teacher and its small backbone, made from scratch.
+"""Prepare (the embedded default): a task, its teacher and its small backbone, made from scratch.
 
-Reads   nothing; the handwritten digits come with scikit-learn.
-Writes  train.jsonl, test.jsonl, images/, teacher/ and backbone/ (checkpoints with their processor).
+Reads   nothing; the handwritten digits come with scikit-learn, easy-VQA with its package.
+Writes  the samples (train.jsonl and test.jsonl, or train.json and test.json), images/, teacher/ and
+        backbone/ (checkpoints with their processor).
 Runs on two cores: both models are trained at the same time, each by one single-threaded process.
 Starts  again from the beginning after an interruption.
 
-The teacher learns all seven kinds of question, the backbone only the two that read; what the backbone lacks is what
+The teacher learns all kinds of question, the backbone only those that read; what the backbone lacks is what
 distillation is there to bring. No network is used.
 """
 
@@ -25,7 +26,8 @@ from stages.contract import Follower, Job, Journal, StageError, read_journal
 from stages.contract.artifact import SCRATCH_FOLDER
 from stages.contract.job import main
 from stages.contract.settings import PrepareSettings, Pretraining, ScratchModel
-from stages.data import digits as task
+from stages.data import digits, easy_vqa
+from stages.data.lessons import Lessons
 
 TEACHER_FOLDER = "teacher"
 BACKBONE_FOLDER = "backbone"
@@ -41,7 +43,7 @@ _FINAL_STEPS = 20
 def run(job: Job, work: Path) -> dict[str, Any]:
     """Write the samples, train both models beside each other, and say how large and how good they became."""
     settings = job.typed(PrepareSettings)
-    write_task(settings, work)
+    counts = write_task(settings, work)
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=train_model, args=(role, settings, work), daemon=True) for role in _ROLES]
     try:
@@ -53,24 +55,35 @@ def run(job: Job, work: Path) -> dict[str, Any]:
             if process.is_alive():
                 process.terminate()
     return {
-        "train_samples": settings.train_samples,
-        "test_samples": settings.test_samples,
+        **{f"{split}_samples": count for split, count in counts.items()},
         **{f"{role}_loss": _final_loss(work, role) for role in _ROLES},
     }
 
 
-def write_task(settings: PrepareSettings, work: Path) -> None:
-    """Write both sample files; no digit image of the test pictures occurs in any training picture."""
-    train, test = task.load_digits(settings.train_digits)
+def write_task(settings: PrepareSettings, work: Path) -> dict[str, int]:
+    """Write both sample files, and say how many samples are in each."""
+    return easy_vqa.write_samples(work) if settings.task == "easy-vqa" else _write_digits(settings, work)
+
+
+def _write_digits(settings: PrepareSettings, work: Path) -> dict[str, int]:
+    """No digit image of the test pictures occurs in any training picture."""
+    train, test = digits.load_digits(settings.train_digits)
     parts = (
         (TRAIN_FILE, train, "train", settings.train_samples),
         (TEST_FILE, test, "test", settings.test_samples),
     )
-    for file, digits, prefix, count in parts:
+    for file, images, prefix, count in parts:
         generator = _generator(settings, f"{prefix} samples")
-        task.write_samples(
-            work / file, digits, prefix=prefix, count=count, kinds=tuple(task.KINDS), generator=generator
+        digits.write_samples(
+            work / file, images, prefix=prefix, count=count, kinds=tuple(digits.KINDS), generator=generator
         )
+    return {prefix: count for _, _, prefix, count in parts}
+
+
+def _lessons(settings: PrepareSettings) -> Lessons:
+    if settings.task == "easy-vqa":
+        return easy_vqa.ShapeLessons()
+    return digits.DigitLessons(digits.load_digits(settings.train_digits)[0])
 
 
 def train_model(role: str, settings: PrepareSettings, work: Path) -> None:
@@ -85,17 +98,17 @@ def train_model(role: str, settings: PrepareSettings, work: Path) -> None:
     logging.disable_progress_bar()
     model_settings, training = _recipe(role, settings)
     generator = _generator(settings, role)
-    digits, _ = task.load_digits(settings.train_digits)
-    processor = scratch.build_processor(task.corpus())
+    lessons = _lessons(settings)
+    processor = scratch.build_processor(lessons.corpus())
     model = scratch.build_model(model_settings, processor, seed=settings.seed)
-    encoder = pretraining.Encoder(processor)
+    encoder = pretraining.Encoder(processor, lessons.draw(np.random.default_rng(0)).image)
     journal = Journal(_journal_folder(work, role), total=training.total_steps, unit="steps")
 
     def record_answers(step: int, **numbers: float) -> None:
         journal.write(training.vision_steps + step, **numbers)
 
-    pretraining.train_vision(model, encoder, digits, training, generator=generator, record=journal.write)
-    pretraining.train_answers(model, encoder, digits, training, generator=generator, record=record_answers)
+    pretraining.train_vision(model, encoder, lessons, training, generator=generator, record=journal.write)
+    pretraining.train_answers(model, encoder, lessons, training, generator=generator, record=record_answers)
     model.requires_grad_(True).eval().save_pretrained(work / role)
     processor.save_pretrained(work / role)
 

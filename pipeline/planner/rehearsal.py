@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,9 +51,9 @@ def _copied(samples: Sequence[Sample], folder: Path) -> Path:
     folder.mkdir()
     lines = []
     for number, sample in enumerate(samples):
-        images = [f"{number}-{place}{image.suffix}" for place, image in enumerate(sample.images)]
-        for image, name in zip(sample.images, images, strict=True):
-            shutil.copyfile(image, folder / name)
+        images = [f"{number}-{place}" for place in range(len(sample.images))]
+        for data, name in zip(sample.read_images(), images, strict=True):
+            (folder / name).write_bytes(data)
         line: dict[str, Any] = {"id": sample.id, "images": images, "messages": sample.messages, "task": sample.task}
         lines.append(json.dumps(line) + "\n")
     file = folder / "samples.jsonl"

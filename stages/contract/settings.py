@@ -383,19 +383,21 @@ class Pretraining(Settings):
 
 
 class PrepareSettings(Settings):
-    """Make the digits task and two models for it: a teacher that knows it all and a backbone that only reads."""
+    """Make a task and two models for it: a teacher that knows it all and a backbone that only reads."""
 
+    task: Literal["digits", "easy-vqa"] = "digits"
+    """`digits` composes pictures of real handwritten digits; `easy-vqa` needs the package of that name."""
     teacher: ScratchModel = ScratchModel(layers=10, width=96, mlp_width=256, extra_vocab_rows=64)
     teacher_training: Pretraining = Pretraining(vision_steps=600, reading_steps=250, answering_steps=300)
-    """On all seven kinds of question."""
+    """On all kinds of question."""
     backbone: ScratchModel = ScratchModel(layers=6, width=64, mlp_width=176, tied=True)
     backbone_training: Pretraining = Pretraining(vision_steps=600, reading_steps=450)
-    """On the two kinds that only read."""
+    """On the kinds that only read."""
     train_digits: int = Field(default=1400, ge=1, lt=1797)
-    """Digit images that training pictures are composed of; test pictures are composed of the rest of the 1,797."""
+    """`digits` alone: images that training pictures are composed of; test pictures have the rest of the 1,797."""
     train_samples: int = Field(default=1500, ge=1)
-    """Samples for distillation, over all kinds."""
+    """`digits` alone: samples for distillation, over all kinds."""
     test_samples: int = Field(default=490, ge=1)
-    """Samples for evaluation, over all kinds."""
+    """`digits` alone: samples for evaluation, over all kinds."""
     seed: int = Field(default=0, ge=0)
     """Of samples, initial weights and the order of training; the split by digit image is always the same."""

@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from stages.data.lessons import Question, messages
 
 ROWS = ("top", "bottom")
 COLUMNS = ("left", "middle", "right")
@@ -76,14 +77,6 @@ class Picture:
     image: Image.Image
     grid: tuple[tuple[int, ...], ...]
     indices: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question about a picture and its one right answer."""
-
-    text: str
-    answer: str
 
 
 @dataclass(frozen=True)
@@ -170,14 +163,6 @@ def write_samples(
             picture.image.save(path.parent / image)
             sample = {"id": sample_id, "images": [image], "messages": messages(ask(kind, picture, generator))}
             handle.write(json.dumps(sample | {"task": kind}) + "\n")
-
-
-def messages(question: Question) -> list[dict[str, Any]]:
-    """The conversation of one sample: the picture and the question, then the answer."""
-    return [
-        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question.text}]},
-        {"role": "assistant", "content": [{"type": "text", "text": question.answer}]},
-    ]
 
 
 def corpus() -> Iterator[str]:
@@ -289,3 +274,30 @@ KINDS: dict[str, Kind] = {
 
 READING_KINDS = ("find a digit", "read a row")
 """What the small backbone is pretrained on."""
+
+
+@dataclass(frozen=True)
+class DigitLessons:
+    """Pictures composed of some digits, and questions about them."""
+
+    digits: Digits
+    shown = (10, len(ROWS), len(COLUMNS))
+
+    def corpus(self) -> Iterator[str]:
+        """Every word of the task."""
+        return corpus()
+
+    def draw(self, generator: np.random.Generator) -> Picture:
+        """A new picture, its digits tilted and stretched a little."""
+        return draw_picture(self.digits, generator, varied=True)
+
+    def seen(self, pictures: Sequence[Picture]) -> list[NDArray[np.int64]]:
+        """Every token shows one digit, in its row and column."""
+        rows, columns = np.divmod(np.arange(len(ROWS) * len(COLUMNS)), len(COLUMNS))
+        grids = np.array([picture.grid for picture in pictures])
+        return [grids.ravel(), *(np.tile(place, len(pictures)) for place in (rows, columns))]
+
+    def ask(self, picture: Picture, generator: np.random.Generator, *, reading: bool) -> list[Question]:
+        """Both reading questions twice, or one question of every kind."""
+        kinds = READING_KINDS * 2 if reading else tuple(KINDS)
+        return [ask(kind, picture, generator) for kind in kinds]

@@ -1,15 +1,19 @@
 """Encoding: samples to token ids, response masks and the model's other inputs.
 
 The conversation is rendered by the checkpoint's own chat template and tokenized by its own
-processor. A response is what the template adds between an assistant turn's header and the end of
-that turn, the end-of-turn token included; only those tokens carry loss (METHOD §1).
+processor. A response is what the template marks as generated (`{% generation %}`) or, in a template
+that marks nothing, what it adds between an assistant turn's header and the end of that turn, the
+end-of-turn token included. Only those tokens carry loss (METHOD §1), and they have to decode to the
+responses. Text that spells a control token could end a turn or begin one, so it is refused.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
+import unicodedata
 import zlib
 from collections.abc import Iterable, Sequence
 from copy import copy, deepcopy
@@ -18,10 +22,15 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
+from transformers.utils.chat_template_utils import render_jinja_template
 
+from stages.contract import StageError
 from stages.contract.settings import Preprocessing
 from stages.data.sample import BadLine, BadSample, Sample
+
+_GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 @dataclass(frozen=True)
@@ -106,11 +115,7 @@ class Encoder:
         self.processor = processor
         self._settings = settings
         self._memory = _Memory(memory_bytes)
-        self._limits = {
-            name: value
-            for name, value in (("max_pixels", settings.max_pixels), ("min_pixels", settings.min_pixels))
-            if value is not None
-        }
+        self._limits = pixel_limits(processor, settings)
 
     @property
     def real_vocabulary(self) -> int:
@@ -142,8 +147,9 @@ class Encoder:
         return other
 
     def _encode(self, sample: Sample) -> Encoded:
-        text = self._render(sample.messages)
-        spans = self._response_spans(sample, text)
+        self._refuse_control_tokens(sample)
+        text = self.render(sample.messages)
+        spans = self._marked_spans(sample) if self._template_marks else self._response_spans(sample, text)
         files = sample.read_images()
         images = sample.decode_images(files, self._settings.max_image_pixels)
         extras = self._process(text, images, return_offsets_mapping=True, return_text_replacement_offsets=True)
@@ -170,8 +176,16 @@ class Encoder:
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
-    def _render(self, messages: Sequence[dict[str, Any]], *, prompt: bool = False) -> str:
-        return self.processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt)
+    def render(self, messages: Sequence[dict[str, Any]], *, prompt: bool = False) -> str:
+        """The text of a conversation, as the chat template lays it out.
+
+        Raises:
+            BadSample: the template refuses it.
+        """
+        try:
+            return self.processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt)
+        except TemplateError as error:
+            raise BadSample(f"the chat template refuses the conversation: {error}") from error
 
     def _process(self, text: str, images: list[Any], **options: Any) -> dict[str, Any]:
         limits = self._limits if images else {}
@@ -180,14 +194,43 @@ class Encoder:
         except (ValueError, IndexError, TypeError, RuntimeError) as error:
             raise BadSample(f"the processor refuses the sample: {error}") from error
 
+    @property
+    def _template(self) -> str:
+        return str(self.processor.chat_template or self.processor.tokenizer.chat_template)
+
+    @cached_property
+    def _template_marks(self) -> bool:
+        return _GENERATION_BLOCK.search(self._template) is not None
+
+    @cached_property
+    def _control_tokens(self) -> tuple[str, ...]:
+        tokens = self.processor.tokenizer.added_tokens_decoder.values()
+        return tuple(token.content for token in tokens if token.special)
+
+    def _refuse_control_tokens(self, sample: Sample) -> None:
+        texts = [part["text"] for message in sample.messages for part in message["content"] if "text" in part]
+        for token in self._control_tokens:
+            if any(token in text for text in texts):
+                raise BadSample(f"a text contains {token}, which is a control token of the model")
+
+    def _marked_spans(self, sample: Sample) -> list[tuple[int, int]]:
+        """Character spans of the rendered text that the template itself marks as generated."""
+        rendered: Any = render_jinja_template(
+            [list(sample.messages)],
+            chat_template=self._template,
+            return_assistant_tokens_mask=True,
+            **self.processor.tokenizer.special_tokens_map,
+        )
+        return rendered[1][0]
+
     def _response_spans(self, sample: Sample, text: str) -> list[tuple[int, int]]:
         """Character spans of the responses in the rendered text, each through its end-of-turn token."""
         spans = []
         for index, message in enumerate(sample.messages):
             if message["role"] != "assistant":
                 continue
-            header = self._render(sample.messages[:index], prompt=True)
-            turn = self._render(sample.messages[: index + 1])
+            header = self.render(sample.messages[:index], prompt=True)
+            turn = self.render(sample.messages[: index + 1])
             if not (text.startswith(turn.rstrip()) and turn.startswith(header)):
                 raise BadSample("the chat template renders a turn differently once the conversation goes on")
             spans.append((len(header), len(turn.rstrip())))
@@ -195,8 +238,31 @@ class Encoder:
 
     def _check(self, sample: Sample, response_ids: Tensor) -> None:
         decoded = self.processor.tokenizer.decode(response_ids, skip_special_tokens=True)
-        if "".join(decoded.split()) != "".join("".join(sample.responses).split()):
+        if _comparable(decoded) != _comparable("".join(sample.responses)):
             raise BadSample(f"the response tokens decode to {decoded!r}, not to the responses")
+
+
+def _comparable(text: str) -> str:
+    """Tokenizers compose characters (NFC) and templates strip white space; neither changes what is said."""
+    return "".join(unicodedata.normalize("NFC", text).split())
+
+
+def pixel_limits(processor: Any, settings: Preprocessing) -> dict[str, Any]:
+    """The processor's option that holds pictures between `min_pixels` and `max_pixels`; empty without limits.
+
+    Raises:
+        StageError: the processor resizes pictures by another rule.
+    """
+    if settings.min_pixels is None and settings.max_pixels is None:
+        return {}
+    size = processor.image_processor.to_dict().get("size") or {}
+    if not {"shortest_edge", "longest_edge"} <= set(size):
+        raise StageError(
+            f"preprocessing.max_pixels and min_pixels do not go with {type(processor.image_processor).__name__}, "
+            f"which resizes to {size}; leave them null"
+        )
+    least, most = settings.min_pixels or size["shortest_edge"], settings.max_pixels or size["longest_edge"]
+    return {"size": {"shortest_edge": least, "longest_edge": most}}
 
 
 class _Memory:

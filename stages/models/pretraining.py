@@ -1,8 +1,9 @@
 """Teach a small Qwen2-VL from nothing: first its vision tower to see, then everything else to answer.
 
 The vision tower is trained on its own, as vision encoders are: a linear probe, thrown away afterwards, has to name
-the digit and the place of every image token. From then on it is frozen, and the rest learns from answers alone.
-Trained together from random weights, this narrow a model answers from habit and never learns to look.
+what every image token shows (of the digits task, the digit and its place). From then on it is frozen, and the rest
+learns from answers alone. Trained together from random weights, this narrow a model answers from habit and never
+learns to look.
 
 Several questions about one picture share one row: each sees the picture and itself, at the positions it would have
 alone. The loss is exactly that of single-turn conversations, at half the cost.
@@ -20,18 +21,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
-from stages.data import digits as task
+from stages.data.lessons import Lessons, Picture, Question, messages
 from stages.models.scratch import IMAGE_TOKEN, RESPONSE_START, TURN_END, VISION_END
 
 if TYPE_CHECKING:
     from transformers import Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 
     from stages.contract.settings import Pretraining
-
-READING_LESSON = task.READING_KINDS * 2
-"""What a picture is asked while the model learns to read."""
 
 Record = Callable[..., None]
 """Called with the step (from 1) and its numbers."""
@@ -75,23 +74,23 @@ class PackedBatch:
 class Encoder:
     """Turns questions into tokens for one processor and one picture size; remembers what it has seen."""
 
-    def __init__(self, processor: Qwen2VLProcessor) -> None:
-        """All pictures have the size of the digits task's."""
+    def __init__(self, processor: Qwen2VLProcessor, image: Image.Image) -> None:
+        """All pictures have the size of `image`."""
         self._processor = processor
-        grid = processor.image_processor([task.blank_picture()], return_tensors="pt")["image_grid_thw"]
+        grid = processor.image_processor([image], return_tensors="pt")["image_grid_thw"]
         self.image_grid_thw: Tensor = grid
         """[1, 3] int64, of one picture."""
         self._num_image_tokens = int(grid.prod()) // processor.image_processor.merge_size**2
         self.conversation = functools.cache(self._conversation)
 
-    def pixels(self, pictures: Sequence[task.Picture]) -> tuple[Tensor, Tensor]:
+    def pixels(self, pictures: Sequence[Picture]) -> tuple[Tensor, Tensor]:
         """[patches, patch width] float32 and [B, 3] int64, as the vision tower takes them."""
         features = self._processor.image_processor([picture.image for picture in pictures], return_tensors="pt")
         return features["pixel_values"], features["image_grid_thw"]
 
-    def _conversation(self, question: task.Question) -> Conversation:
+    def _conversation(self, question: Question) -> Conversation:
         tokenizer = self._processor.tokenizer
-        text = self._processor.apply_chat_template(task.messages(question))
+        text = self._processor.apply_chat_template(messages(question))
         text = text.replace(IMAGE_TOKEN, IMAGE_TOKEN * self._num_image_tokens)
         prompt, response = text.split(RESPONSE_START)
         prompt_ids = tokenizer(prompt + RESPONSE_START)["input_ids"]
@@ -148,27 +147,25 @@ def response_loss(model: Qwen2VLForConditionalGeneration, hidden: Tensor, batch:
 def train_vision(
     model: Qwen2VLForConditionalGeneration,
     encoder: Encoder,
-    digits: task.Digits,
+    lessons: Lessons,
     settings: Pretraining,
     *,
     generator: np.random.Generator,
     record: Record,
 ) -> None:
-    """Train the vision tower to show digit, row and column in every image token, then freeze it."""
+    """Train the vision tower to tell what every image token shows, then freeze it."""
     tower = model.model.visual
-    probe = nn.Linear(model.lm_head.in_features, 10 + len(task.ROWS) + len(task.COLUMNS))
+    probe = nn.Linear(model.lm_head.in_features, sum(lessons.shown))
     parameters = [*tower.parameters(), *probe.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=settings.vision_learning_rate, weight_decay=settings.weight_decay)
-    rows, columns = np.divmod(np.arange(len(task.ROWS) * len(task.COLUMNS)), len(task.COLUMNS))
     pictures = settings.vision_pictures_per_step
-    where = [torch.from_numpy(np.tile(place, pictures)) for place in (rows, columns)]
 
     def step_loss(step: int) -> tuple[Tensor, int]:
-        batch = [task.draw_picture(digits, generator, varied=True) for _ in range(pictures)]
+        batch = [lessons.draw(generator) for _ in range(pictures)]
         pixel_values, grid = encoder.pixels(batch)
         seen = probe(tower(pixel_values, grid_thw=grid).pooler_output)
-        truth = [torch.tensor([picture.grid for picture in batch]).flatten(), *where]
-        parts = seen.split([10, len(task.ROWS), len(task.COLUMNS)], dim=1)
+        truth = map(torch.from_numpy, lessons.seen(batch))
+        parts = seen.split(list(lessons.shown), dim=1)
         losses = [F.cross_entropy(part, label) for part, label in zip(parts, truth, strict=True)]
         return torch.stack(losses).sum(), pictures
 
@@ -179,30 +176,30 @@ def train_vision(
 def train_answers(
     model: Qwen2VLForConditionalGeneration,
     encoder: Encoder,
-    digits: task.Digits,
+    lessons: Lessons,
     settings: Pretraining,
     *,
     generator: np.random.Generator,
     record: Record,
 ) -> None:
     """Train everything but the (frozen) vision tower: on questions to read, then on all kinds."""
-    blank = encoder.conversation(task.Question("", ""))
+    blank = encoder.conversation(Question("", ""))
     positions = prefix_positions(model, encoder, blank.prefix)
 
     def step_loss(step: int) -> tuple[Tensor, int]:
-        kinds = READING_LESSON if step < settings.reading_steps else tuple(task.KINDS)
-        pictures = [task.draw_picture(digits, generator, varied=True) for _ in range(settings.pictures_per_step)]
-        rows = [[encoder.conversation(task.ask(kind, picture, generator)) for kind in kinds] for picture in pictures]
-        batch = pack(rows, positions)
+        reading = step < settings.reading_steps
+        pictures = [lessons.draw(generator) for _ in range(settings.pictures_per_step)]
+        asked = [lessons.ask(picture, generator, reading=reading) for picture in pictures]
+        batch = pack([[encoder.conversation(question) for question in questions] for questions in asked], positions)
         loss = response_loss(model, hidden_states(model, encoder, pictures, batch), batch)
-        return loss, len(pictures) * len(kinds)
+        return loss, sum(map(len, asked))
 
     steps = settings.reading_steps + settings.answering_steps
     _optimize(_decoder_optimizers(model, settings), step_loss, steps, settings, record)
 
 
 def hidden_states(
-    model: Qwen2VLForConditionalGeneration, encoder: Encoder, pictures: Sequence[task.Picture], batch: PackedBatch
+    model: Qwen2VLForConditionalGeneration, encoder: Encoder, pictures: Sequence[Picture], batch: PackedBatch
 ) -> Tensor:
     """[B, T, D] float32: the inputs of the head for a packed batch."""
     pixel_values, image_grid_thw = encoder.pixels(pictures)

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("world")
 
 
 def test_every_experiment_of_the_paper_is_there() -> None:
-    assert sorted([*PAPER_LAYERS, "digits"]) == EXPERIMENTS
+    assert sorted([*PAPER_LAYERS, "digits", "easy-vqa"]) == EXPERIMENTS
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -133,3 +133,11 @@ def test_a_folder_without_configuration_is_named(world: Path, monkeypatch: pytes
     monkeypatch.setenv("VLSI_CONF", str(world))
     with pytest.raises(ConfigError, match="has no config.yaml; set VLSI_CONF"):
         load()
+
+
+def test_a_stated_format_stands_behind_the_place_but_not_behind_a_mixture(world: Path) -> None:
+    data = load(["data.train=train.json", "data.test=test.yaml", "data.format=llava"]).main.data
+    assert (data.place("train"), data.place("test")) == (f"{world}/train.json#llava", f"{world}/test.yaml")
+    assert load(["data.train=train.json"]).main.data.place("train") == f"{world}/train.json"
+    with pytest.raises(ConfigError, match="data.format: 'csv' is not valid"):
+        load(["data.format=csv"])

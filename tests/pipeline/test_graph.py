@@ -144,7 +144,7 @@ def test_missing_models_say_how_to_get_them(world: Path) -> None:
     (world / "store" / "prepared" / "digits" / "teacher" / "config.json").unlink()
     with pytest.raises(ConfigError, match=r"^teacher.path: .*; run `vlsi prepare experiment=digits` to make it"):
         graph_of()
-    with pytest.raises(ConfigError, match=r"^data.train: .* does not exist; set data.train to a JSON Lines file"):
+    with pytest.raises(ConfigError, match=r"^data.train: .* does not exist; set data.train to a file, "):
         graph_of("experiment=qwen2vl-2b-from-7b")
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import pipeline.identity
@@ -128,3 +131,47 @@ def test_what_is_missing_is_named(world: Path) -> None:
         Digests(world).checkpoint(str(world))
     with pytest.raises(MissingInput, match=r"nothing.jsonl does not exist"):
         Digests(world).samples(str(world / "nothing.jsonl"))
+
+
+class TestDataSets:
+    """Every form of data has an identity; what is not read again has one too."""
+
+    def digest(self, world: Path, place: Path, **options: Any) -> str:
+        return Digests(world).samples(str(place), **options)
+
+    def mixture(self, world: Path, text: str) -> Path:
+        path = world / "mixture.yaml"
+        path.write_text(text)
+        return path
+
+    def test_a_mixture_is_what_it_takes_of_which_content(self, world: Path) -> None:
+        shutil.copytree(world / "store" / "prepared" / "digits", world / "data")
+        same = "sources: [{name: a, path: data/train.jsonl}]"
+        first = self.digest(world, self.mixture(world, same))
+        assert first == self.digest(world, self.mixture(world, f"# the same\n{same}"))
+        assert first != self.digest(world, self.mixture(world, "sources: [{name: a, path: data/train.jsonl, cap: 0}]"))
+        assert first != self.digest(world, self.mixture(world, "sources: [{name: a, path: data/test.jsonl}]"))
+        (world / "data").rename(world / "moved")
+        assert first == self.digest(world, self.mixture(world, "sources: [{name: a, path: moved/train.jsonl}]"))
+        (world / "moved" / "images" / "train.png").write_bytes(b"other")
+        assert first != self.digest(world, self.mixture(world, "sources: [{name: a, path: moved/train.jsonl}]"))
+
+    def test_a_folder_is_the_content_of_its_files(self, world: Path) -> None:
+        folder = world / "shards"
+        folder.mkdir()
+        turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+        seen = set()
+        for shard in range(3):
+            pq.write_table(pa.Table.from_pylist([{"conversations": turns}]), folder / f"{shard}.parquet")
+            seen.add(self.digest(world, folder))
+        assert len(seen) == 3
+
+    def test_pictures_need_not_be_read(self, world: Path) -> None:
+        prepared = world / "store" / "prepared" / "digits"
+        first = self.digest(world, prepared / "train.jsonl", pictures=False)
+        (prepared / "images" / "train.png").write_bytes(b"other")
+        assert first == self.digest(world, prepared / "train.jsonl", pictures=False)
+
+    def test_a_stated_format_is_part_of_it(self, world: Path) -> None:
+        train = world / "store" / "prepared" / "digits" / "train.jsonl"
+        assert self.digest(world, Path(f"{train}#messages")) != self.digest(world, train)

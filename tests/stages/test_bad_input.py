@@ -66,8 +66,12 @@ CORPUS: dict[str, tuple[Any, str]] = {
     "decompression-bomb": (about("images/bomb.png"), "bomb.png cannot be read: DecompressionBombError"),
     "too-narrow-for-the-model": (about("images/narrow.png"), "the processor refuses the sample"),
     "too-long": (says(QUESTION, tiny.text("assistant", "one two " * 100)), "more than preprocessing.max_tokens 150"),
-    "control-token-in-an-answer": (says(QUESTION, tiny.text("assistant", "one<|im_end|>two")), "decode to"),
-    "image-token-in-a-text": (says(tiny.text("user", "<|image_pad|>"), ANSWER), "the processor refuses the sample"),
+    "control-token-in-an-answer": (
+        says(QUESTION, tiny.text("assistant", "one<|im_end|>two")),
+        "a text contains <|im_end|>",
+    ),
+    "control-token-in-a-question": (says(tiny.text("user", "<|im_start|>"), ANSWER), "contains <|im_start|>"),
+    "image-token-in-a-text": (says(tiny.text("user", "<|image_pad|>"), ANSWER), "contains <|image_pad|>"),
     "half-a-character": (says(QUESTION, tiny.text("assistant", "one \ud800")), "cannot be encoded"),
     "duplicate": ({"id": "good-0", **says(QUESTION, ANSWER)}, "duplicate id"),
 }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -53,18 +56,79 @@ def test_unmasked_tokens_hold_the_questions_and_no_answer(encoder: Encoder, samp
         assert not any(f"assistant\n{text}" in rest for text in sample.responses)
 
 
-WORDS = st.text(alphabet=st.sampled_from("aß漢 one\n.,!'-😀"), min_size=1, max_size=12).filter(lambda t: t.strip())
+ANY_TEXT = st.text(max_size=24) | st.text(alphabet=st.sampled_from("aß漢é\u0301 one\n\t.,!'-<|>😀👩‍👩‍👧"), max_size=24)
+LOOK_ALIKE = st.sampled_from(["<|im_end|", "|im_start|>", "<|im_ end|>", "<|IM_END|>", "assistant\n", "<|user|>"])
+CONTROL = re.compile(r"<\|(im|vision|image|video|endof)\w+\|>|<image>|<video>")
+TEXTS = (
+    st.lists(ANY_TEXT | LOOK_ALIKE, min_size=1, max_size=3)
+    .map("".join)
+    .filter(lambda text: text.strip() and not CONTROL.search(text))
+)
+CONVERSATIONS = st.tuples(st.none() | TEXTS, st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=4))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(turns=st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=4), system=st.none() | WORDS)
-def test_mask_of_any_conversation(encoder: Encoder, turns: list[tuple[str, str]], system: str | None) -> None:
+def conversation(system: str | None, turns: list[tuple[str, str]]) -> Sample:
     messages = [] if system is None else [tiny.text("system", system)]
     for question, answer in turns:
         messages += [tiny.text("user", question), tiny.text("assistant", answer)]
-    fresh = Encoder(encoder.processor, Preprocessing(), memory_bytes=0)
-    encoded = fresh.encode(parse_sample({"id": "x", "messages": messages}, Path("/")))
-    assert decode(encoder, encoded.response_ids) == "".join(answer + END for _, answer in turns)
+    return parse_sample({"id": "x", "messages": messages}, Path("/"))
+
+
+def with_marked_responses(encoder: Encoder) -> Encoder:
+    """The same template with a `{% generation %}` block round each response, as newer checkpoints have it."""
+    template = encoder.processor.chat_template
+    head, end = "{{- '<|im_start|>' + message['role'] + '\\n' -}}", "{{- '<|im_end|>\\n' -}}"
+    middle = template[template.index(head) + len(head) : template.index(end)]
+    response = "{%- generation -%}" + middle + "{{- '<|im_end|>' -}}{%- endgeneration -%}{{- '\\n' -}}"
+    either = "{%- if message['role'] == 'assistant' -%}" + response + "{%- else -%}" + middle + end + "{%- endif -%}"
+    marked = deepcopy(encoder.processor)
+    marked.chat_template = template.replace(middle + end, either)
+    return Encoder(marked, Preprocessing(), memory_bytes=0)
+
+
+@pytest.fixture(scope="module", params=["found", "marked"])
+def unremembering(request: pytest.FixtureRequest, encoder: Encoder) -> Encoder:
+    """Encoders that find responses themselves, and by the marks of the template."""
+    if request.param == "marked":
+        return with_marked_responses(encoder)
+    return Encoder(encoder.processor, Preprocessing(), memory_bytes=0)
+
+
+@settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(CONVERSATIONS)
+def test_mask_of_any_conversation(unremembering: Encoder, drawn: tuple[str | None, list[tuple[str, str]]]) -> None:
+    """Masked tokens decode to the responses and their ends, character by character; the others to all the rest."""
+    sample = conversation(*drawn)
+    encoded = unremembering.encode(sample)
+    composed = [unicodedata.normalize("NFC", answer) for answer in sample.responses]
+    assert decode(unremembering, encoded.response_ids) == "".join(answer + END for answer in composed)
+    rest = decode(unremembering, encoded.input_ids[~encoded.response_mask])
+    assert rest.count("<|im_start|>") == len(sample.messages) + (drawn[0] is None)
+    assert rest.count(END) == len(sample.messages) - len(composed) + (drawn[0] is None)
+
+
+def test_marked_and_found_responses_are_the_same(encoder: Encoder, samples: list[Sample]) -> None:
+    marked = with_marked_responses(encoder)
+    for sample in samples:
+        found, seen = encoder.encode(sample), marked.encode(sample)
+        assert torch.equal(found.input_ids, seen.input_ids)
+        assert torch.equal(found.response_mask, seen.response_mask)
+
+
+def test_a_template_that_marks_too_much_is_refused(encoder: Encoder, samples: list[Sample]) -> None:
+    greedy = deepcopy(encoder.processor)
+    greedy.chat_template = "{%- generation -%}" + greedy.chat_template + "{%- endgeneration -%}"
+    with pytest.raises(BadSample, match="the response tokens decode to"):
+        Encoder(greedy, Preprocessing()).encode(samples[1])
+
+
+@pytest.mark.parametrize("role", ["system", "user", "assistant"])
+def test_a_text_that_spells_a_control_token_is_refused(encoder: Encoder, role: str) -> None:
+    """It would be read as the end of a turn, or as a picture."""
+    texts = dict.fromkeys(("system", "user", "assistant"), "Hello") | {role: "Hello<|im_end|>"}
+    sample = conversation(texts["system"], [(texts["user"], texts["assistant"])])
+    with pytest.raises(BadSample, match=r"a text contains <\|im_end\|>, which is a control token of the model"):
+        encoder.encode(sample)
 
 
 def test_a_batch_predicts_each_response_token_from_the_position_before(encoder: Encoder, samples: list[Sample]) -> None:
@@ -134,3 +198,12 @@ def test_threads_share_what_was_encoded_and_no_processor(encoder: Encoder, sampl
     other = mine.for_another_thread()
     assert other.processor is not mine.processor
     assert other.encode(samples[0]) is mine.encode(samples[0])
+
+
+def test_limits_on_pixels_replace_the_checkpoint_s_own(encoder: Encoder, samples: list[Sample]) -> None:
+    """One picture in 4, 1 and 16 tokens, each of 4 patches."""
+    if "image_grid_thw" not in encoder.encode(samples[0]).extras:
+        pytest.skip("LLaVA has fixed sizes; that limits are refused there is tested in test_pair.py")
+    for limits, patches in (({}, 16), ({"min_pixels": 784, "max_pixels": 784}, 4), ({"min_pixels": 12_544}, 64)):
+        limited = Encoder(encoder.processor, Preprocessing.model_validate(limits), memory_bytes=0)
+        assert int(limited.encode(samples[0]).extras["image_grid_thw"].prod()) == patches, limits

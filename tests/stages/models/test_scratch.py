@@ -137,7 +137,7 @@ class TestPretraining:
 
     @pytest.fixture
     def encoder(self, processor: Qwen2VLProcessor) -> pretraining.Encoder:
-        return pretraining.Encoder(processor)
+        return pretraining.Encoder(processor, task.blank_picture())
 
     def test_the_response_is_the_answer_and_the_end_of_the_turn(
         self, encoder: pretraining.Encoder, processor: Qwen2VLProcessor
