@@ -52,7 +52,7 @@ $(BENCH)/.installed: $(VENV)/.installed tests/bench/requirements.txt
 	@$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement tests/bench/requirements.txt
 	@touch $@
 
-bench: $(BENCH)/.installed ## measure the training engine against other tools (25 minutes, 16 GB)
+bench: $(BENCH)/.installed ## measure the training engine and the teacher cache against other tools (40 minutes, 16 GB)
 	$(BENCH)/bin/python -m tests.bench
 
 # As the baselines, the weights stay out of the project's environment.

@@ -68,7 +68,7 @@ STAGES: dict[str, Stage] = {
         Stage(
             "prepare",
             1,
-            "make the digits task, its teacher and its small backbone from scratch",
+            "make a task, its teacher and its small backbone from scratch",
             s.PrepareSettings,
             (),
         ),

@@ -127,7 +127,6 @@ def test_without_the_package_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_package_is_as_documented() -> None:
-    pytest.importorskip("easy_vqa")
     answers = {
         split: [q.answer for shape in easy_vqa.load(split) for q in shape.questions] for split in easy_vqa.SPLITS
     }
