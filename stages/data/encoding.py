@@ -154,13 +154,17 @@ class Encoder:
         images = sample.decode_images(files, self._settings.max_image_pixels)
         extras = self._process(text, images, return_offsets_mapping=True, return_text_replacement_offsets=True)
         offsets = extras.pop("offset_mapping")[0]
-        spans = _expand(spans, extras.pop("text_replacement_offsets", [[]])[0])
+        said = "".join(text[start:end] for start, end in spans)
+        spans = _expand(spans, extras.pop("text_replacement_offsets", None), int(offsets[-1][1]) - len(text))
         input_ids = extras.pop("input_ids")[0]
-        extras.pop("attention_mask", None)
+        for unused in ("attention_mask", "labels"):
+            extras.pop(unused, None)
+        if others := sorted(name for name, value in extras.items() if not isinstance(value, Tensor)):
+            raise BadSample(f"the processor gives {', '.join(others)} not as tensors, which no batch can be made of")
         if len(input_ids) > self._settings.max_tokens:
             raise BadSample(f"{len(input_ids)} tokens, more than preprocessing.max_tokens {self._settings.max_tokens}")
         mask = torch.tensor([any(start < end and a <= start and end <= b for a, b in spans) for start, end in offsets])
-        self._check(sample, input_ids[mask])
+        self._check(sample, input_ids[mask], said)
         content_hash = f"{sample.content_hash(files)}-{self._processor_hash}"
         return Encoded(sample, input_ids, mask, extras, content_hash)
 
@@ -236,10 +240,14 @@ class Encoder:
             spans.append((len(header), len(turn.rstrip())))
         return spans
 
-    def _check(self, sample: Sample, response_ids: Tensor) -> None:
+    def _check(self, sample: Sample, response_ids: Tensor, said: str) -> None:
+        """`said` are the responses in the rendered text, with the tokens that end their turns."""
         decoded = self.processor.tokenizer.decode(response_ids, skip_special_tokens=True)
         if _comparable(decoded) != _comparable("".join(sample.responses)):
             raise BadSample(f"the response tokens decode to {decoded!r}, not to the responses")
+        whole = self.processor.tokenizer.decode(response_ids)
+        if _comparable(whole) != _comparable(said):
+            raise BadSample(f"the response tokens decode to {whole!r}, the chat template has {said!r} there")
 
 
 def _comparable(text: str) -> str:
@@ -364,11 +372,20 @@ def _pad(tensor: Tensor, length: int, value: int) -> Tensor:
     return torch.nn.functional.pad(tensor, (0, length - len(tensor)), value=value)
 
 
-def _expand(spans: list[tuple[int, int]], replacements: list[dict[str, Any]]) -> list[tuple[int, int]]:
-    """Move spans of the rendered text into the text whose image placeholders were expanded."""
+def _expand(
+    spans: list[tuple[int, int]], replacements: list[list[dict[str, Any]]] | None, growth: int
+) -> list[tuple[int, int]]:
+    """Move spans of the rendered text into the text whose image placeholders were expanded.
+
+    A processor that does not say what it replaced is taken to have done so before the first response; what the
+    tokens then decode to shows whether it has.
+    """
+    if replacements is None:
+        return [(start + growth, end + growth) for start, end in spans]
+    of_text = replacements[0] if len(replacements) else []
 
     def moved(place: int) -> int:
-        before = [r for r in replacements if r["span"][1] <= place]
+        before = [r for r in of_text if r["span"][1] <= place]
         return place + (before[-1]["new_span"][1] - before[-1]["span"][1] if before else 0)
 
     return [(moved(start), moved(end)) for start, end in spans]

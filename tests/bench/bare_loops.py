@@ -25,7 +25,7 @@ from stages.data.packing import pack
 from stages.data.sample import Sample, read_samples
 from stages.models.readout import Readout
 from stages.models.scratch import RESPONSE_START, TURN_END
-from stages.models.structure import find_head, find_norm
+from stages.models.structure import BY_STRUCTURE, find_parts
 from stages.models.verbalizer import Verbalizers
 from tests.bench.measure import Built
 
@@ -95,8 +95,8 @@ class Verbalized:
 
     def __init__(self, model: Any, processor: Any, recipe: Recipe) -> None:
         self._verbalizers = Verbalizers.load(Path(recipe.verbalizers) / TEACHER_VERBALIZERS_FILE)
-        self._norm, vocabulary = find_norm(model), len(processor.tokenizer)
-        self._head = find_head(model).weight[:vocabulary]
+        parts, vocabulary = find_parts(model, BY_STRUCTURE), len(processor.tokenizer)
+        self._norm, self._head = parts.norm, parts.head.weight[:vocabulary]
         student = Readout.of_checkpoint(recipe.student, ModelLoading(dtype="float32"))
         self._student = student.head_rows(vocabulary).weight
 

@@ -170,7 +170,7 @@ SUPPORTED: dict[str, Family] = {
     "ovis2": PLAIN,
     "paddleocr_vl": Family(AXES.changes, PATCHES),
     "paligemma": PLAIN,
-    "perception_lm": Family({"vision_use_cls_token": False}, pixels(1, 1, 3, 28, 28), tokens=4, tower=SIGLIP),
+    "perception_lm": Family({"vision_use_cls_token": False}, pixels(1, 1, 3, 28, 28), tower=SIGLIP),
     "qianfan_ocr": PLAIN,
     "qwen2_5_omni_thinker": Family({**AXES.changes, "vision_start_token_id": 5}),
     "qwen2_5_vl": AXES,
@@ -190,10 +190,8 @@ SUPPORTED: dict[str, Family] = {
         )
     ),
     "unlimited_ocr": Family({"vision_config": {"sam_config": {"downsample_channels": [16, 48]}}}),
-    "video_llama_3": Family(
-        picture=pixels(16, 588, image_grid_thw=GRID, image_merge_sizes=torch.tensor([2])), tokens=4
-    ),
-    "video_llava": PLAIN,
+    "video_llama_3": Family(picture=pixels(16, 588, image_grid_thw=GRID, image_merge_sizes=torch.tensor([2]))),
+    "video_llava": Family(picture=lambda: {"pixel_values_images": noise(1, 3, 28, 28)}, tokens=4),
     "vipllava": Family({"vision_feature_layers": [-2, -1]}),
 }
 

@@ -65,6 +65,8 @@ ANYWHERE = {
     "sliding_window": 64,
 }
 """Sizes by the name of a configuration's field; None stays None."""
+PICTURE_FIELDS = {"image_token_id", "image_token_index", "image_patch_id"}
+"""Fields with the token that stands for a picture."""
 PER_LAYER = ("layer_types", "mlp_layer_types", "per_layer_config", "id2label", "label2id")
 """Fields that a configuration makes itself for its number of layers."""
 GRID = torch.tensor([[1, 4, 4]])
@@ -109,7 +111,7 @@ def shrink(config: dict[str, Any], sizes: dict[str, int]) -> dict[str, Any]:
             continue
         if isinstance(value, dict) and "model_type" in value:
             small[name] = shrink(value, ANYWHERE | (TEXT if name in ("text_config", "decoder") else VISION))
-        elif name in ("image_token_id", "image_token_index", "image_patch_id"):
+        elif name in PICTURE_FIELDS:
             small[name] = IMAGE_TOKEN
         elif name.endswith(("token_id", "token_index")) and isinstance(value, int):
             small[name] = 3 + len(small) % 20
@@ -164,7 +166,7 @@ def picture_for(model: PreTrainedModel) -> Inputs:
 @torch.no_grad()
 def count_tokens(model: PreTrainedModel, picture: Inputs) -> int:
     """How many positions the picture takes."""
-    look = model.get_image_features if hasattr(model, "get_image_features") else model.base_model.get_image_features
+    look = (model.base_model if hasattr(model.base_model, "get_image_features") else model).get_image_features
     accepted = inspect.signature(look).parameters
     features = look(**{name: tensor for name, tensor in picture.items() if name in accepted or "args" in accepted})
     pooled = features if isinstance(features, list | tuple) else features.pooler_output

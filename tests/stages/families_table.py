@@ -19,16 +19,17 @@ from stages.models.backbone import Backbone
 from stages.models.student import missing_targets
 from tests.stages.families import FAMILIES, NOT_TRIED, REFUSED, SUPPORTED
 from tests.stages.families_build import batch_of, build
+from tests.stages.families_processors import OWN
 
 Key = TypeVar("Key")
 
 
 @cache
-def facts(name: str) -> tuple[str, str]:
-    """Of a supported family: the class of its decoder blocks, and what of `lora.target_modules` they lack."""
+def facts(name: str) -> tuple[str, str, str]:
+    """Of a supported family: its decoder blocks, whether its own processor was used, and what they lack for LoRA."""
     backbone = Backbone(build(name, FAMILIES[name]))
     kinds = dict.fromkeys(type(block).__name__ for block in backbone.blocks)
-    return ", ".join(kinds), ", ".join(missing_targets(backbone.blocks, Lora()))
+    return ", ".join(kinds), "own" if name in OWN else "tensors", ", ".join(missing_targets(backbone.blocks, Lora()))
 
 
 @cache
@@ -52,11 +53,11 @@ def tables() -> str:
     refused = grouped((refusal(name), name) for name in REFUSED)
     left_out = grouped((reason, name) for name, reason in NOT_TRIED.items())
     lines = [
-        f"{len(SUPPORTED)} model types are supported:",
+        f"{len(SUPPORTED)} model types are supported, {len(OWN)} of them with their own processor in the tests:",
         "",
-        "| model types | decoder blocks | of the default `lora.target_modules` they lack |",
-        "|---|---|---|",
-        *(f"| {names} | {blocks} | {lacks} |" for (blocks, lacks), names in supported),
+        "| model types | decoder blocks | processor | of the default `lora.target_modules` the blocks lack |",
+        "|---|---|---|---|",
+        *(f"| {names} | {blocks} | {source} | {lacks} |" for (blocks, source, lacks), names in supported),
         "",
         f"{len(REFUSED)} are refused when they are loaded, and {len(NOT_TRIED)} were not tried:",
         "",

@@ -1,14 +1,17 @@
 """Every image-text-to-text family of transformers: what the method needs of it holds, or it is refused with the reason.
 
-Models are tiny and random, of the family's own classes; the pictures are tensors, so that no processor is needed.
+Models are tiny and random, of the family's own classes. Pictures are tensors; the families whose own processor can be
+made offline read real samples besides.
 """
 
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -17,13 +20,15 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from stages.cache.codecs import make_codec
 from stages.contract import StageError
-from stages.contract.settings import Lora, Matching, ModelLoading, Schedule
+from stages.contract.settings import Lora, Matching, ModelLoading, Preprocessing, Schedule
 from stages.contract.settings import Verbalizer as VerbalizerSettings
-from stages.data.encoding import Batch
+from stages.data.encoding import Batch, Encoded, Encoder, collate
+from stages.data.sample import Sample, read_samples
 from stages.losses.divergence import Target, divergence, label_target, partition
 from stages.losses.layerwise import KLCosts, match_and_learn
 from stages.models.backbone import Backbone
 from stages.models.readout import Readout
+from stages.models.scratch import TURN_END
 from stages.models.student import (
     add_lora,
     merge_lora,
@@ -34,8 +39,10 @@ from stages.models.student import (
 )
 from stages.models.verbalizer import Verbalizers
 from stages.training.optimizer import make_optimizer
+from tests.stages import tiny
 from tests.stages.families import FAMILIES, NOT_TRIED, REFUSED, SUPPORTED
-from tests.stages.families_build import LAYERS, WORDS, batch_of, build
+from tests.stages.families_build import LAYERS, WORDS, batch_of, build, count_tokens
+from tests.stages.families_processors import OWN, family_for, own_processor, picture_token
 from tests.stages.families_table import refusal, tables
 
 FLOAT32 = ModelLoading(dtype="float32")
@@ -65,6 +72,39 @@ def subject(request: pytest.FixtureRequest) -> Subject:
     name = request.param
     model = build(name, FAMILIES[name])
     return Subject(name, Backbone(model), batch_of(FAMILIES[name], model))
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One family's own processor, its model, and samples that the processor encoded."""
+
+    name: str
+    processor: Any
+    encoded: list[Encoded]
+    backbone: Backbone
+
+    @cached_property
+    def batch(self) -> Batch:
+        return collate(self.encoded, self.processor.tokenizer.pad_token_id)
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
+    """One picture, one with two turns, two pictures, and text alone."""
+    return read_samples(tiny.save_samples(tmp_path_factory.mktemp("data"), 4))[0]
+
+
+@pytest.fixture(scope="module", params=OWN)
+def reader(request: pytest.FixtureRequest, samples: list[Sample]) -> Reader:
+    name = request.param
+    processor = own_processor(name)
+    encoder = Encoder(processor, Preprocessing())
+    encoded = [encoder.encode(sample) for sample in samples if sample.images or OWN[name].text_alone]
+    model = build(name, family_for(name, processor))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)  # some see no picture through weights that start at zero
+    return Reader(name, processor, encoded, Backbone(model))
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +150,17 @@ def logits(backbone: Backbone, batch: Batch) -> Tensor:
     return backbone.model(**batch.inputs, use_cache=False).logits[batch.rows, batch.positions]
 
 
+def assert_states_are_those_of_a_full_forward(backbone: Backbone, batch: Batch) -> None:
+    with torch.no_grad():
+        states = backbone.states(batch, TEACHER_LAYERS)
+        full = backbone.model(**batch.inputs, output_hidden_states=True, use_cache=False)
+    for layer, state in zip(TEACHER_LAYERS, states.targets, strict=True):
+        torch.testing.assert_close(state, full.hidden_states[layer + 1][batch.rows, batch.positions])
+    weight, bias = backbone.readout.head_rows(full.logits.shape[-1])
+    expected = full.logits[batch.rows, batch.positions]
+    torch.testing.assert_close(torch.nn.functional.linear(states.last, weight, bias), expected)
+
+
 def test_every_family_of_transformers_is_tried_or_left_out_for_a_reason() -> None:
     assert FAMILIES.keys() | NOT_TRIED.keys() == set(MAPPING)
     assert not FAMILIES.keys() & NOT_TRIED.keys()
@@ -121,15 +172,7 @@ def test_blocks_norm_and_head_reproduce_the_models_logits(subject: Subject) -> N
 
 
 def test_captured_states_are_those_of_a_full_forward(subject: Subject) -> None:
-    backbone, batch = subject.backbone, subject.batch
-    with torch.no_grad():
-        states = backbone.states(batch, TEACHER_LAYERS)
-        full = backbone.model(**batch.inputs, output_hidden_states=True, use_cache=False)
-    for layer, state in zip(TEACHER_LAYERS, states.targets, strict=True):
-        torch.testing.assert_close(state, full.hidden_states[layer + 1][batch.rows, batch.positions])
-    weight, bias = backbone.readout.head_rows(full.logits.shape[-1])
-    expected = full.logits[batch.rows, batch.positions]
-    torch.testing.assert_close(torch.nn.functional.linear(states.last, weight, bias), expected)
+    assert_states_are_those_of_a_full_forward(subject.backbone, subject.batch)
 
 
 def test_verbalizers_learn_and_nothing_else_changes(subject: Subject) -> None:
@@ -192,6 +235,33 @@ def test_lora_adapts_the_decoder_or_names_its_linear_modules(subject: Subject) -
     torch.testing.assert_close(logits(student, subject.batch), before)
     merge_lora(student.blocks)
     assert student.model.state_dict().keys() == names
+
+
+def test_the_own_processors_response_mask_covers_the_answers_and_their_ends(reader: Reader) -> None:
+    for encoded in reader.encoded:
+        said = reader.processor.tokenizer.decode(encoded.response_ids)
+        assert said == "".join(answer + TURN_END for answer in encoded.sample.responses)
+
+
+def test_the_own_processor_writes_as_many_image_tokens_as_the_model_has_features(reader: Reader) -> None:
+    token, each = picture_token(reader.name, reader.processor), FAMILIES[reader.name].tokens
+    for encoded in reader.encoded:
+        if pictures := len(encoded.sample.images):
+            features = each * pictures if each else count_tokens(reader.backbone.model, encoded.extras)
+            assert (encoded.input_ids == token).sum() == features
+
+
+def test_what_the_own_processor_gives_runs_through_blocks_norm_and_head(reader: Reader) -> None:
+    assert reader.backbone.check(reader.batch) < FLOAT_TOLERANCE
+    assert_states_are_those_of_a_full_forward(reader.backbone, reader.batch)
+
+
+def test_the_own_processors_pictures_are_seen(reader: Reader) -> None:
+    pixels = next(name for name in reader.batch.inputs if name.startswith("pixel_values"))
+    others = replace(reader.batch, inputs=reader.batch.inputs | {pixels: -reader.batch.inputs[pixels]})
+    differs = (logits(reader.backbone, others) != logits(reader.backbone, reader.batch)).any(-1)
+    pictured = torch.tensor([bool(encoded.sample.images) for encoded in reader.encoded])
+    assert torch.equal(differs, pictured[reader.batch.rows])
 
 
 @pytest.mark.parametrize("name", REFUSED)
