@@ -12,7 +12,7 @@ import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
@@ -23,9 +23,12 @@ from stages.contract.files import SHARDS_FILE
 from stages.contract.job import SIDE_CPUS
 from stages.contract.place import Place, place_of, write_whole
 from stages.contract.quarantine import write_quarantine
-from stages.data.encoding import Encoded
 from stages.data.sample import BadLine, Sample
 from stages.memory import peak_memory_bytes
+
+if TYPE_CHECKING:
+    # Whoever only writes shards does without torch.
+    from stages.data.encoding import Encoded
 
 
 class ReadSamples(Protocol):
