@@ -172,10 +172,10 @@ def test_a_damaged_shard_is_named_and_it_alone_is_made_again(
 def test_requests_that_fail_while_a_cache_is_read_damage_nothing(
     places: dict[str, str], bucket: Remote, store: Server, tmp_path: Path
 ) -> None:
-    """A third of them. Red if a shard that could not be reached counts as damaged and is set aside."""
+    """One in ten. Red if a shard that could not be reached counts as damaged and is set aside."""
     job = make_job("capture", places, bucket / tmp_path.name)
     whole = rows(run(job))
-    before = store.faults(errors=0.3)
+    before = store.faults(errors=0.1)
     try:
         assert read_all(place_of(job.output) / STATES_FOLDER) == whole
     finally:
