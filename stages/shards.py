@@ -10,6 +10,7 @@ import json
 import logging
 import pickle
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -181,11 +182,12 @@ def _with_ray_data(
         yield pickle.loads(row["state"])
 
 
-class _Step:
+class _Step(ABC):
     """An operator of Ray Data on rows that each stand for one shard."""
 
+    @abstractmethod
     def step(self, place: Place, state: Any) -> Any:
-        raise NotImplementedError
+        """What becomes of a shard's state."""
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         (row,) = rows.to_pylist()
