@@ -1,6 +1,6 @@
 """`make bench`: every comparison of the training engine and of the teacher cache, one JSON line each.
 
-    python -m tests.bench                        all, at full size (about 35 minutes on two cores)
+    python -m tests.bench                        all, at full size (about 40 minutes on two cores)
     python -m tests.bench --only floor dense     one group, or several
     python -m tests.bench --quick                small sizes, to see that everything works
 

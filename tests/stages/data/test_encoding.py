@@ -200,10 +200,9 @@ def test_threads_share_what_was_encoded_and_no_processor(encoder: Encoder, sampl
     assert other.encode(samples[0]) is mine.encode(samples[0])
 
 
+@pytest.mark.parametrize("checkpoint", ["qwen2_vl"], indirect=True)
 def test_limits_on_pixels_replace_the_checkpoint_s_own(encoder: Encoder, samples: list[Sample]) -> None:
-    """One picture in 4, 1 and 16 tokens, each of 4 patches."""
-    if "image_grid_thw" not in encoder.encode(samples[0]).extras:
-        pytest.skip("LLaVA has fixed sizes; that limits are refused there is tested in test_pair.py")
+    """One picture in 4, 1 and 16 tokens, each of 4 patches. LLaVA has fixed sizes: see test_pair.py."""
     for limits, patches in (({}, 16), ({"min_pixels": 784, "max_pixels": 784}, 4), ({"min_pixels": 12_544}, 64)):
         limited = Encoder(encoder.processor, Preprocessing.model_validate(limits), memory_bytes=0)
         assert int(limited.encode(samples[0]).extras["image_grid_thw"].prod()) == patches, limits
