@@ -6,13 +6,13 @@ what it was made from. Everything else runs, and each reason names what changed.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from pipeline.config import ConfigError
 from pipeline.graph import Graph, Node, closure
 from pipeline.identity import changed_fields
-from pipeline.store import RunRecord, Store
+from pipeline.store import Store
 from stages.contract import Artifact
 from stages.contract.artifact import has_work
 
@@ -82,8 +82,14 @@ class Selection:
 EVERYTHING = Selection()
 
 
-def decide(graph: Graph, store: Store, record: RunRecord, selection: Selection = EVERYTHING) -> list[Decision]:
+def decide(graph: Graph, store: Store, known: Mapping[str, str], selection: Selection = EVERYTHING) -> list[Decision]:
     """A decision for every selected node, inputs before what uses them.
+
+    Args:
+        graph: what is wanted.
+        store: what is there.
+        known: fingerprints that the experiment's nodes had before, by key; they say what changed.
+        selection: the part that is asked for.
 
     Raises:
         ConfigError: a selected node needs one that is stale and not selected.
@@ -92,7 +98,7 @@ def decide(graph: Graph, store: Store, record: RunRecord, selection: Selection =
     decisions: dict[str, Decision] = {}
     for node in graph.nodes:
         artifact = store.artifact(node)
-        reasons = tuple(_reasons(node, artifact, decisions, forced, store.last_artifact(node, record)))
+        reasons = tuple(_reasons(node, artifact, decisions, forced, store.known_artifact(node, known.get(node.key))))
         damage = tuple(f"{file} is damaged or missing" for file in (artifact.damage() if artifact else ()))
         decisions[node.key] = Decision(node, reasons or damage, artifact, repair=not reasons and bool(damage))
     chosen = [decisions[node.key] for node in graph.nodes if node.key in selected]

@@ -17,7 +17,7 @@ from pipeline.decisions import Decision
 from pipeline.executors import Executor, StageFailed
 from pipeline.experiment import Execution
 from pipeline.graph import Node
-from pipeline.store import RunRecord, Store
+from pipeline.store import Store
 from stages.contract import Artifact, Follower, Job, open_artifact
 from stages.contract.artifact import has_work, work_folder
 from stages.contract.journal import PUT_SECONDS
@@ -135,40 +135,6 @@ class Runner:
     def _tell(self, event: str, *details: Any) -> None:
         for observer in self._observers:
             getattr(observer, event)(*details)
-
-
-class Recorder:
-    """Keeps the experiment's record in step with what is committed."""
-
-    def __init__(self, store: Store, name: str, record: RunRecord) -> None:
-        """Continue `record`."""
-        self._store = store
-        self._name = name
-        self.record = record
-
-    def reused(self, node: Node, artifact: Artifact) -> None:
-        """Remember what was used."""
-        self.record.nodes[node.key] = artifact.manifest.fingerprint
-
-    def started(self, node: Node) -> dict[str, str]:
-        """What is reused is known by now; keep it in case this run is killed."""
-        self.save()
-        return {}
-
-    def line(self, node: Node, line: Mapping[str, Any]) -> None:
-        """Nothing to record: the journal is the record."""
-
-    def finished(self, node: Node, artifact: Artifact) -> None:
-        """Remember what was made."""
-        self.record.nodes[node.key] = artifact.manifest.fingerprint
-        self.save()
-
-    def failed(self, node: Node, error: StageFailed) -> None:
-        """Nothing to record: the node keeps what it had."""
-
-    def save(self) -> None:
-        """Write the record whole."""
-        self._store.write_record(self._name, self.record)
 
 
 def _ready(waiting: Sequence[Decision], running: Collection[Node]) -> list[Decision]:

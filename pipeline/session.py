@@ -1,4 +1,4 @@
-"""One use of the pipeline: an experiment with its graph, its store and its record."""
+"""One use of the pipeline: an experiment with its graph, its store and its history."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from pipeline.decisions import EVERYTHING, Decision, Selection, decide
 from pipeline.executors import Executor, make_executor
 from pipeline.experiment import Experiment
 from pipeline.graph import Graph, build_graph, prepare_graph
+from pipeline.history import History, Recorder, RunRecord
 from pipeline.identity import Digests
 from pipeline.pairing import check_pairs
 from pipeline.progress import make_display
 from pipeline.report import render
 from pipeline.results import collect_scores
-from pipeline.runner import Observer, Outcome, Recorder, Runner
-from pipeline.store import RunRecord, Store
+from pipeline.runner import Observer, Outcome, Runner
+from pipeline.store import Store
 from pipeline.tracking import Tracker
 from stages.contract import Artifact
 from stages.contract.place import write_whole
@@ -33,13 +34,15 @@ class Session:
         configuration: the experiment, its variants, and the overrides given.
         graph: what has to exist.
         store: where it exists.
-        record: what the experiment used last.
+        history: the runs before.
+        last: the experiment's last run.
     """
 
     configuration: Configuration
     graph: Graph
     store: Store
-    record: RunRecord
+    history: History
+    last: RunRecord | None
 
     @classmethod
     def open(cls, overrides: Sequence[str]) -> Session:
@@ -52,7 +55,8 @@ class Session:
         store = Store(configuration.main.store)
         _refuse_outdated_preparation(configuration, store)
         graph = build_graph(configuration, Digests(store.root))
-        return cls(configuration, graph, store, store.read_record(configuration.main.name))
+        history = History(store.artifacts)
+        return cls(configuration, graph, store, history, history.last(configuration.main.name))
 
     @classmethod
     def open_preparation(cls, overrides: Sequence[str]) -> Session:
@@ -63,8 +67,7 @@ class Session:
         """
         configuration = load(overrides)
         store = Store(configuration.main.store)
-        record = store.read_record(configuration.main.name)
-        return cls(configuration, prepare_graph(configuration.main), store, record)
+        return cls(configuration, prepare_graph(configuration.main), store, History(store.artifacts), None)
 
     @property
     def experiment(self) -> Experiment:
@@ -73,27 +76,25 @@ class Session:
 
     def decide(self, selection: Selection = EVERYTHING) -> list[Decision]:
         """What has to run of the selected part, and why."""
-        return decide(self.graph, self.store, self.record, selection)
+        return decide(self.graph, self.store, self.last.committed if self.last else {}, selection)
 
     def execute(self, decisions: Sequence[Decision], console: Console, executor: Executor | None = None) -> Outcome:
         """Run what has to run, with progress, record and tracking; write the report.
+
+        A run with nothing to do, which the last record tells already, leaves no record of its own.
 
         Raises:
             ConfigError: teacher and student do not see samples alike.
         """
         check_pairs(self.configuration, decisions, self.store)
-        recorder = Recorder(self.store, self.experiment.name, self.record)
         executor = executor or make_executor(self.experiment.executor)
         settings = self.experiment.executor
-        if all(decision.reused for decision in decisions):
-            outcome = Runner(self.store, settings, executor, [recorder]).run(decisions)
-        elif not self.graph.targets:
+        if not self.graph.targets:
             with make_display(console) as display:
-                outcome = Runner(self.store, settings, executor, [recorder, display]).run(decisions)
-        else:
-            outcome = self._execute_tracked(decisions, console, executor, recorder)
-        recorder.save()
-        return outcome
+                return Runner(self.store, settings, executor, [display]).run(decisions)
+        if all(decision.reused for decision in decisions) and self._is_recorded:
+            return Runner(self.store, settings, executor, []).run(decisions)
+        return self._execute_recorded(decisions, console, executor)
 
     def artifacts(self) -> dict[str, Artifact]:
         """Everything up to date, by node key."""
@@ -118,13 +119,31 @@ class Session:
         chosen = self.configuration.overrides or (f"experiment={self.experiment.name}",)
         return " ".join(["vlsi", name, *chosen, *more])
 
+    @property
+    def _is_recorded(self) -> bool:
+        """Whether the last run wanted the same and got it."""
+        return self.last is not None and self.last.status == "finished" and self.last.graph == self.graph.fingerprint
+
+    def _execute_recorded(self, decisions: Sequence[Decision], console: Console, executor: Executor) -> Outcome:
+        record = self.history.begin(self.configuration, self.graph)
+        recorder = Recorder(self.history, record, [decision.node for decision in decisions])
+        recorder.save()
+        try:
+            outcome = self._execute_tracked(decisions, console, executor, recorder)
+        except BaseException as error:
+            recorder.end("stopped" if isinstance(error, KeyboardInterrupt) else "failed")
+            raise
+        scores = collect_scores(self.graph, outcome.artifacts)
+        recorder.end("failed" if outcome.failed else "finished", tuple(outcome.skipped), scores)
+        return outcome
+
     def _execute_tracked(
         self, decisions: Sequence[Decision], console: Console, executor: Executor, recorder: Recorder
     ) -> Outcome:
         def warn(message: str) -> None:
             console.print(message, style="yellow", markup=False, soft_wrap=True)
 
-        with Tracker(self.experiment, self.graph, self.store, self.record, warn) as tracker:
+        with Tracker(self.experiment, self.graph, self.store, recorder.record, warn) as tracker:
             with make_display(console) as display:
                 observers: list[Observer] = [recorder, tracker, display]
                 outcome = Runner(self.store, self.experiment.executor, executor, observers).run(decisions)
@@ -140,7 +159,7 @@ def _refuse_outdated_preparation(configuration: Configuration, store: Store) -> 
     used = (experiment.teacher.path, experiment.student.path, experiment.data.train, experiment.data.test)
     if experiment.prepare is None or not any(Path(path).is_relative_to(experiment.prepared) for path in used):
         return
-    (decision,) = decide(prepare_graph(experiment), store, RunRecord())
+    (decision,) = decide(prepare_graph(experiment), store, {})
     if decision.artifact is not None and not decision.reused:
         command = " ".join(["vlsi prepare", *configuration.overrides])
         raise ConfigError(

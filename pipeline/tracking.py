@@ -19,9 +19,10 @@ from pipeline.executors import StageFailed
 from pipeline.experiment import Experiment
 from pipeline.figures import stage_figures
 from pipeline.graph import Graph, Node, Source
+from pipeline.history import RunRecord
 from pipeline.identity import flatten, spell
 from pipeline.results import Scores
-from pipeline.store import RunRecord, Store
+from pipeline.store import Store
 from stages.contract import Artifact
 from stages.contract.place import uri_of
 from stages.contract.quarantine import read_quarantine
@@ -168,10 +169,8 @@ class Tracker:
 
     @best_effort
     def _open_parent(self) -> None:
-        """Continue an unfinished run of the same graph, else begin one."""
-        unfinished = not self._record.finished and self._record.graph == self._graph.fingerprint
-        previous = self._record.mlflow_run_id if unfinished else None
-        self._record.finished, self._record.graph = False, self._graph.fingerprint
+        """Continue the run of the record, else begin one."""
+        previous = self._record.mlflow_run_id
         if previous and self._run_exists(previous):
             self._parent = previous
             self._client.update_run(previous, "RUNNING")
@@ -255,7 +254,6 @@ class Tracker:
         for run_id in self._children.values():
             self._client.set_terminated(run_id, "KILLED")
         self._client.set_terminated(self._parent, status)
-        self._record.finished = status == "FINISHED"
 
 
 def _metrics(line: Mapping[str, Any]) -> Iterator[Metric]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from pipeline import cli, commands
 from pipeline.decisions import Selection
 from pipeline.executors import StageFailed
 from pipeline.runner import Outcome
@@ -19,6 +21,8 @@ from stages.contract import Job, Journal
 from stages.contract.job import execute
 from stages.contract.place import Place, write_whole
 from stages.contract.quarantine import BadLine, write_quarantine
+
+Command = Callable[..., tuple[int, str]]
 
 TASKS = ("which-digit", "read-a-row", "largest", "how-many", "add-a-column", "sort-a-row", "even-or-odd")
 BAD = [BadLine("7", 8, "image 7.png cannot be read: OSError"), BadLine("line 12", 12, "invalid UTF-8")]
@@ -125,3 +129,19 @@ def run(world: Path, executor: FakeExecutor, monkeypatch: pytest.MonkeyPatch) ->
         return session.execute(session.decide(Selection(**selection)), Console(quiet=True), executor)
 
     return run
+
+
+@pytest.fixture
+def call_vlsi(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Call `vlsi` in this process; exit code and everything printed, in a terminal of so many columns."""
+
+    def call_vlsi(*arguments: str, width: int = 100) -> tuple[int, str]:
+        for console in (commands.out, commands.err):
+            monkeypatch.setattr(console, "_width", width)
+        monkeypatch.setattr(sys, "argv", ["vlsi", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        printed = capsys.readouterr()
+        return int(ended.value.code or 0), printed.out + printed.err
+
+    return call_vlsi

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import FakeExecutor, summary_of
+from conftest import Command, FakeExecutor, summary_of
 from rich.console import Console
 
 from pipeline import cli
@@ -23,28 +23,14 @@ HEAVY = ("torch", "transformers", "ray", "mlflow", "matplotlib")
 
 
 @pytest.fixture
-def vlsi(
-    world: Path, executor: FakeExecutor, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str]]:
+def vlsi(world: Path, executor: FakeExecutor, monkeypatch: pytest.MonkeyPatch, call_vlsi: Command) -> Command:
     """Call `vlsi` in this process, with stages that only write; exit code and everything printed."""
     monkeypatch.setattr("pipeline.session.make_executor", lambda settings: executor)
     monkeypatch.setattr("pipeline.session.render", lambda *_: "")
-    for name in ("out", "err"):
-        monkeypatch.setattr(cli, name, Console(stderr=name == "err", width=100))
-
-    def vlsi(*arguments: str) -> tuple[int, str]:
-        for name in ("out", "err"):
-            monkeypatch.setattr(cli, name, Console(stderr=name == "err", width=100))
-        monkeypatch.setattr(sys, "argv", ["vlsi", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        printed = capsys.readouterr()
-        return int(ended.value.code or 0), printed.out + printed.err
-
-    return vlsi
+    return call_vlsi
 
 
-def test_a_run_shows_scores_times_files_and_what_is_next(vlsi: Callable[..., tuple[int, str]]) -> None:
+def test_a_run_shows_scores_times_files_and_what_is_next(vlsi: Command) -> None:
     code, text = vlsi("run", "tracking.enabled=false")
     assert code == 0
     for expected in ("small backbone", "last-layer-kd", "VLsI", "65.0", "no artifact yet", "Try next:", "report  "):
@@ -53,7 +39,7 @@ def test_a_run_shows_scores_times_files_and_what_is_next(vlsi: Callable[..., tup
     assert (code, text.count("reused")) == (0, 28)
 
 
-def test_status_and_dry_run_run_nothing(vlsi: Callable[..., tuple[int, str]], executor: FakeExecutor) -> None:
+def test_status_and_dry_run_run_nothing(vlsi: Command, executor: FakeExecutor) -> None:
     code, text = vlsi("run", "--dry-run", "--force", "experiment=digits")
     assert (code, "forced" in text) == (0, True)
     code, text = vlsi("status")
@@ -61,7 +47,7 @@ def test_status_and_dry_run_run_nothing(vlsi: Callable[..., tuple[int, str]], ex
     assert executor.jobs == []
 
 
-def test_explain_names_the_field(vlsi: Callable[..., tuple[int, str]], run: Callable[..., Outcome]) -> None:
+def test_explain_names_the_field(vlsi: Command, run: Callable[..., Outcome]) -> None:
     run()
     code, text = vlsi("explain", "interaction", "interaction.schedule.learning_rate=5e-5")
     assert code == 0
@@ -70,9 +56,7 @@ def test_explain_names_the_field(vlsi: Callable[..., tuple[int, str]], run: Call
     assert "reused: made in" in text
 
 
-def test_a_failure_shows_its_message_and_ends_with_1(
-    vlsi: Callable[..., tuple[int, str]], executor: FakeExecutor
-) -> None:
+def test_a_failure_shows_its_message_and_ends_with_1(vlsi: Command, executor: FakeExecutor) -> None:
     executor.failing = {"interaction"}
     code, text = vlsi("run", "tracking.enabled=false", "~variants")
     assert code == 1
@@ -84,21 +68,19 @@ def test_a_failure_shows_its_message_and_ends_with_1(
 @pytest.mark.parametrize(
     "command", [["run"], ["status"], ["explain", "interaction"], ["prepare"], ["plan"], ["job", "capture"]]
 )
-def test_a_configuration_that_is_not_valid_ends_with_2(
-    vlsi: Callable[..., tuple[int, str]], command: list[str]
-) -> None:
+def test_a_configuration_that_is_not_valid_ends_with_2(vlsi: Command, command: list[str]) -> None:
     code, text = vlsi(*command, "interaction.lr=1")
     assert code == 2
     assert "interaction.lr: unknown key; did you mean interaction.schedule.learning_rate?" in text
 
 
-def test_a_job_is_what_the_stage_reads(vlsi: Callable[..., tuple[int, str]]) -> None:
+def test_a_job_is_what_the_stage_reads(vlsi: Command) -> None:
     code, text = vlsi("job", "interaction")
     assert (code, json.loads(text)["stage"]) == (0, "interaction")
 
 
 @pytest.mark.parametrize("command", ["run", "plan", "status", "explain", "prepare", "report", "job"])
-def test_help_says_what_to_type_next(vlsi: Callable[..., tuple[int, str]], command: str) -> None:
+def test_help_says_what_to_type_next(vlsi: Command, command: str) -> None:
     code, text = vlsi(command, "--help")
     text = " ".join(text.split())
     assert code == 0

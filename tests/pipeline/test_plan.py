@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+from conftest import Command
 from PIL import Image
-from rich.console import Console
 from transformers import LlavaOnevisionImageProcessor, LlavaOnevisionProcessor, Qwen2VLImageProcessor
 
-from pipeline import cli
 from pipeline.config import ConfigError, load
 from pipeline.experiment import Model
 from pipeline.planner import tables
@@ -41,24 +39,12 @@ PARAMETERS = {
 
 
 @pytest.fixture
-def vlsi(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str]]:
+def vlsi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call_vlsi: Command) -> Command:
     """Call `vlsi` in this process where there is neither data nor a Hugging Face cache; 80 columns."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VLSI_STORE", str(tmp_path / "store"))
     monkeypatch.setattr("pipeline.planner.catalogue._cached", lambda model: None)
-
-    def vlsi(*arguments: str) -> tuple[int, str]:
-        for name in ("out", "err"):
-            monkeypatch.setattr(cli, name, Console(stderr=name == "err", width=80))
-        monkeypatch.setattr(sys, "argv", ["vlsi", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        printed = capsys.readouterr()
-        return int(ended.value.code or 0), printed.out + printed.err
-
-    return vlsi
+    return partial(call_vlsi, width=80)
 
 
 def planner_of(*overrides: str, options: Options | None = None, tflops: float | None = None) -> Planner:
@@ -92,9 +78,7 @@ def test_a_picture_has_as_many_tokens_as_the_genuine_processors_make_of_it() -> 
     assert llava.picture_tokens == processor._get_number_of_features(480, 640, 384, 384)
 
 
-def test_a_model_that_is_nowhere_is_an_error_that_says_what_to_do(
-    vlsi: Callable[..., tuple[int, str]], tmp_path: Path
-) -> None:
+def test_a_model_that_is_nowhere_is_an_error_that_says_what_to_do(vlsi: Command, tmp_path: Path) -> None:
     code, text = vlsi("plan", "experiment=qwen2vl-2b-from-7b", "teacher.path=somebody/unknown")
     assert code == 2
     assert "teacher.path: the configuration of somebody/unknown is not on this machine" in text.replace("\n", " ")
@@ -107,7 +91,7 @@ def test_a_model_that_is_nowhere_is_an_error_that_says_what_to_do(
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_every_real_experiment_is_planned_at_80_columns(vlsi: Callable[..., tuple[int, str]], name: str) -> None:
+def test_every_real_experiment_is_planned_at_80_columns(vlsi: Command, name: str) -> None:
     code, text = vlsi("plan", f"experiment={name}", "--memory")
     assert code == 0, text
     stages = ("capture", "verbalization", "precompute", "interaction", "reinforcement")
@@ -182,7 +166,7 @@ def test_stages_follow_the_settings() -> None:
     assert sharded.cost.memory["trained"] == base["verbalization"].cost.memory["trained"] / 8
 
 
-def test_a_worker_that_does_not_fit_is_pointed_out(vlsi: Callable[..., tuple[int, str]]) -> None:
+def test_a_worker_that_does_not_fit_is_pointed_out(vlsi: Command) -> None:
     _, text = vlsi("plan", "experiment=qwen2vl-2b-from-7b", "--gpu-memory", "8")
     assert "interaction: a worker needs" in text
     assert "executor.resources.interaction.parallelism=fsdp" in text
@@ -190,7 +174,7 @@ def test_a_worker_that_does_not_fit_is_pointed_out(vlsi: Callable[..., tuple[int
     assert "a worker needs" not in text
 
 
-def test_json_has_the_same_numbers(vlsi: Callable[..., tuple[int, str]]) -> None:
+def test_json_has_the_same_numbers(vlsi: Command) -> None:
     code, text = vlsi("plan", "experiment=qwen2vl-2b-from-7b", "--json", "--samples", "5000", "--response-tokens", "20")
     plan = json.loads(text)
     assert (code, plan["samples"]["samples"], plan["samples"]["response_tokens"]) == (0, 5000, 20)

@@ -11,6 +11,7 @@ from conftest import FakeExecutor
 from rich.console import Console
 
 from pipeline.config import ConfigError
+from pipeline.results import collect_scores
 from pipeline.runner import Outcome
 from pipeline.session import Session
 from stages.contract.place import Remote
@@ -78,18 +79,23 @@ def test_preparation_does_not_matter_to_other_models(tmp_path: Path) -> None:
 def test_a_run_writes_record_and_report(executor: FakeExecutor) -> None:
     session = Session.open(["tracking.enabled=false", "~variants"])
     session.execute(session.decide(), QUIET, executor)
-    record = session.store.read_record("digits")
-    assert record.nodes == {node.key: node.fingerprint for node in session.graph.nodes}
+    record = session.history.last("digits")
+    assert record is not None
+    assert record.status == "finished"
+    assert record.committed == {node.key: node.fingerprint for node in session.graph.nodes}
+    assert {stage.status for stage in record.stages.values()} == {"made"}
+    assert record.scores == collect_scores(session.graph, session.artifacts())
     assert session.store.report_file("digits").read_text().startswith("<!doctype html>")
 
 
 @pytest.mark.usefixtures("world")
 def test_a_damaged_record_costs_only_explanations() -> None:
-    session = Session.open([])
-    path = session.store.root / "runs" / "digits.json"
+    path = Session.open([]).store.root / "runs" / "digits" / "000000000001-abcdef01.json"
     path.parent.mkdir(parents=True)
     path.write_text("{torn")
-    assert Session.open([]).record.nodes == {}
+    session = Session.open([])
+    assert session.last is None
+    assert session.history.unreadable() == [str(path)]
 
 
 @pytest.mark.usefixtures("world")
@@ -105,7 +111,7 @@ def test_artifacts_in_an_object_store_are_made_found_and_reported(
     executor: FakeExecutor,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Records, logs and the report stay on this machine."""
+    """Logs and the report stay on this machine."""
     monkeypatch.setattr("stages.contract.lease.SETTLE_SECONDS", 0.0)
     place = bucket / world.name
     there = (f"store={place}", f"prepared={world / 'store' / 'prepared' / 'digits'}", "~variants")
@@ -121,7 +127,7 @@ def test_artifacts_in_an_object_store_are_made_found_and_reported(
     assert "capture" in executor.stages
     assert "interaction" in executor.stages
     assert (world / "vlsi-records" / "reports" / "digits.html").exists() or not outcome.executed
-    assert (world / "vlsi-records" / "runs" / "digits.json").exists()
+    assert len(Session.open(there).history.records()) == 2
 
 
 @pytest.mark.parametrize("key", ["prepared", "data.train"])

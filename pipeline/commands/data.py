@@ -16,6 +16,7 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.commands import err, out
 from pipeline.config import ConfigError, load
 from pipeline.experiment import Experiment
 from pipeline.screen import make_table
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     from stages.data.encoding import Encoder
 
 app = typer.Typer(help="Look at data before anything is trained on it.", no_args_is_help=True, rich_markup_mode="rich")
-out = Console()
-err = Console(stderr=True)
-
 SHOWN_TASKS = 12
 
 

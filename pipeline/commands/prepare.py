@@ -1,0 +1,26 @@
+"""`vlsi prepare`: make the models and data of an experiment that brings its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from pipeline import screen
+from pipeline.commands import EXIT_CODES, Overrides, err, out
+from pipeline.session import Session
+
+EPILOG = "Then: [bold]vlsi run[/]. " + EXIT_CODES
+
+
+def prepare(overrides: Overrides = None) -> None:
+    """Make the models and data of an experiment that brings its own (digits and easy-vqa do)."""
+    session = Session.open_preparation(overrides or [])
+    decisions = session.decide()
+    screen.show_decisions(out, decisions)
+    outcome = session.execute(decisions, err)
+    screen.show_failures(err, outcome)
+    if outcome.failed:
+        raise typer.Exit(1)
+    screen.show_files(out, {"models and data": Path(session.experiment.prepared)})
+    screen.show_next(out, {session.command("run"): "distil the teacher into the small backbone"})
