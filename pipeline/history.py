@@ -12,7 +12,8 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pipeline.config import ConfigError, Configuration
 from pipeline.executors import StageFailed
 from pipeline.graph import Graph, Node
-from pipeline.results import Scores
+from pipeline.results import Scores, collect_scores
+from pipeline.runner import Outcome
 from stages.contract import Artifact
 from stages.contract.place import Place, files_below, write_whole
 
@@ -54,6 +56,7 @@ class RunRecord(BaseModel):
 
     id: str
     experiment: str
+    """Its name; of a point of a sweep `experiment@sweep.point.seed`."""
     started: float
     """Seconds since the epoch."""
     ended: float | None = None
@@ -133,17 +136,45 @@ class History:
             raise ConfigError(f"{name!r}: {named[0].experiment} has {len(siblings)} runs, none is {count} before")
         return siblings[place]
 
-    def begin(self, configuration: Configuration, graph: Graph, sweep: str | None = None) -> RunRecord:
+    def tells(self, name: str, graph: Graph) -> bool:
+        """Whether the last run of this name wanted the same and got it."""
+        last = self.last(name)
+        return last is not None and last.status == "finished" and last.graph == graph.fingerprint
+
+    @contextmanager
+    def recording(
+        self, configuration: Configuration, graph: Graph, nodes: Sequence[Node], *, name: str = "", sweep: str = ""
+    ) -> Iterator[Recorder]:
+        """A recorder of a run of these nodes; an error that goes through closes its record.
+
+        Args:
+            configuration: what is run.
+            graph: everything wanted.
+            nodes: those that were selected, inputs before what uses them.
+            name: of the run's records, if it is not the experiment's.
+            sweep: that the run is a point of.
+        """
+        recorder = Recorder(self, self.begin(configuration, graph, name=name, sweep=sweep), nodes)
+        recorder.save()
+        try:
+            yield recorder
+        except BaseException as error:
+            if recorder.record.status == "running":
+                recorder.end("stopped" if isinstance(error, KeyboardInterrupt) else "failed")
+            raise
+
+    def begin(self, configuration: Configuration, graph: Graph, *, name: str = "", sweep: str = "") -> RunRecord:
         """The record of a run that begins now, or of the one before if it did not come to its end."""
         experiment = configuration.main
-        last = self.last(experiment.name)
+        name = name or experiment.name
+        last = self.last(name)
         if last is not None and last.graph == graph.fingerprint and last.status != "finished":
             last.status, last.ended = "running", None
             last.host, last.pid = socket.gethostname(), os.getpid()
             return last
         return RunRecord(
             id=secrets.token_hex(4),
-            experiment=experiment.name,
+            experiment=name,
             started=time.time(),
             host=socket.gethostname(),
             pid=os.getpid(),
@@ -152,7 +183,7 @@ class History:
             graph=graph.fingerprint,
             wanted={node.key: f"{node.stage}/{node.fingerprint}" for node in graph.nodes},
             committed=dict(last.committed) if last else {},
-            sweep=sweep,
+            sweep=sweep or None,
         )
 
     def write(self, record: RunRecord) -> None:
@@ -213,6 +244,11 @@ class Recorder:
         """Keep the message; the node keeps the artifact it had."""
         self._stage(node, status="failed", error=str(error))
         self.save()
+
+    def conclude(self, graph: Graph, outcome: Outcome) -> None:
+        """Close the record of a run that came to its end, well or not."""
+        scores = collect_scores(graph, outcome.artifacts)
+        self.end("failed" if outcome.failed else "finished", tuple(outcome.skipped), scores)
 
     def end(self, status: RunStatus, skipped: Sequence[str] = (), scores: Sequence[Scores] = ()) -> None:
         """Close the record."""

@@ -55,6 +55,15 @@ class Outcome:
     skipped: dict[str, str] = field(default_factory=dict)
     """Nodes that were not tried, and the one that failed before them."""
 
+    def renamed(self, names: Mapping[str, str]) -> Outcome:
+        """What became of these nodes alone, each under its new name."""
+        return Outcome(
+            {names[key]: artifact for key, artifact in self.artifacts.items() if key in names},
+            {names[key] for key in self.executed if key in names},
+            {names[key]: error for key, error in self.failed.items() if key in names},
+            {names[key]: names[cause] for key, cause in self.skipped.items() if key in names},
+        )
+
 
 class Runner:
     """Carries out decisions with one executor."""

@@ -53,7 +53,7 @@ class Session:
         """
         configuration = load(overrides)
         store = Store(configuration.main.store)
-        _refuse_outdated_preparation(configuration, store)
+        refuse_outdated_preparation(configuration, store)
         graph = build_graph(configuration, Digests(store.root))
         history = History(store.artifacts)
         return cls(configuration, graph, store, history, history.last(configuration.main.name))
@@ -92,7 +92,7 @@ class Session:
         if not self.graph.targets:
             with make_display(console) as display:
                 return Runner(self.store, settings, executor, [display]).run(decisions)
-        if all(decision.reused for decision in decisions) and self._is_recorded:
+        if all(decision.reused for decision in decisions) and self.history.tells(self.experiment.name, self.graph):
             return Runner(self.store, settings, executor, []).run(decisions)
         return self._execute_recorded(decisions, console, executor)
 
@@ -119,22 +119,11 @@ class Session:
         chosen = self.configuration.overrides or (f"experiment={self.experiment.name}",)
         return " ".join(["vlsi", name, *chosen, *more])
 
-    @property
-    def _is_recorded(self) -> bool:
-        """Whether the last run wanted the same and got it."""
-        return self.last is not None and self.last.status == "finished" and self.last.graph == self.graph.fingerprint
-
     def _execute_recorded(self, decisions: Sequence[Decision], console: Console, executor: Executor) -> Outcome:
-        record = self.history.begin(self.configuration, self.graph)
-        recorder = Recorder(self.history, record, [decision.node for decision in decisions])
-        recorder.save()
-        try:
+        nodes = [decision.node for decision in decisions]
+        with self.history.recording(self.configuration, self.graph, nodes) as recorder:
             outcome = self._execute_tracked(decisions, console, executor, recorder)
-        except BaseException as error:
-            recorder.end("stopped" if isinstance(error, KeyboardInterrupt) else "failed")
-            raise
-        scores = collect_scores(self.graph, outcome.artifacts)
-        recorder.end("failed" if outcome.failed else "finished", tuple(outcome.skipped), scores)
+            recorder.conclude(self.graph, outcome)
         return outcome
 
     def _execute_tracked(
@@ -153,7 +142,7 @@ class Session:
         return outcome
 
 
-def _refuse_outdated_preparation(configuration: Configuration, store: Store) -> None:
+def refuse_outdated_preparation(configuration: Configuration, store: Store) -> None:
     """Stop before models or data are used that other settings made."""
     experiment = configuration.main
     used = (experiment.teacher.path, experiment.student.path, experiment.data.train, experiment.data.test)

@@ -109,7 +109,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def unpaired(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny files have no processors to compare; tests of the comparison itself are marked `paired`."""
     if "paired" not in request.keywords:
-        monkeypatch.setattr("pipeline.session.check_pairs", lambda *_: None)
+        monkeypatch.setattr("pipeline.pairing._check", lambda *_: None)
 
 
 @pytest.fixture
