@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from pipeline.config import ConfigError, Configuration, load
-from pipeline.decisions import EVERYTHING, Decision, Selection, decide
+from pipeline.decisions import EVERYTHING, Decision, Selection, decide, made_before
 from pipeline.executors import Executor, make_executor
 from pipeline.experiment import Experiment
 from pipeline.graph import Graph, build_graph, prepare_graph
@@ -98,7 +98,7 @@ class Session:
 
     def artifacts(self) -> dict[str, Artifact]:
         """Everything up to date, by node key."""
-        return {d.node.key: d.artifact for d in self.decide() if d.reused and d.artifact is not None}
+        return made_before(self.decide())
 
     def write_report(self, path: Path | None = None) -> Path:
         """Write the HTML report on what is up to date and say where it is.

@@ -4,6 +4,7 @@
 <store>/runs/<experiment>/         a record of every run, see `pipeline.history`
 <store>/logs/                      what each stage printed, and the job it was given
 <store>/reports/<experiment>.html  what `vlsi report` writes
+<store>/reports/<experiment>-<sweep>.csv, .png, .svg   what `vlsi sweep` writes
 
 With artifacts in an object store, logs and reports are in `vlsi-records` below the current folder.
 """
@@ -42,3 +43,7 @@ class Store:
     def report_file(self, name: str) -> Path:
         """Where the report of an experiment goes."""
         return self.root / "reports" / f"{name}.html"
+
+    def sweep_file(self, name: str, suffix: str) -> Path:
+        """Where the values or the figure of a sweep go."""
+        return self.root / "reports" / f"{name}.{suffix}"

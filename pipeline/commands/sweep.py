@@ -10,7 +10,9 @@ import typer
 
 from pipeline.commands import EXIT_CODES, Overrides, err, out
 from pipeline.config import ConfigError
-from pipeline.screen import show_failures
+from pipeline.decisions import made_before
+from pipeline.runner import Outcome
+from pipeline.screen import show_failures, show_files
 from pipeline.sweeps import screen
 from pipeline.sweeps.study import Study
 from stages.contract.place import write_whole
@@ -26,7 +28,7 @@ def sweep(
     seeds: Annotated[
         str | None, typer.Option(metavar="N|0,1,2", help="How many, or which, instead of the sweep's own.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and compare what is there.")] = False,
     tasks: Annotated[bool, typer.Option("--tasks", help="Show every kind of question too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print every value, mean and difference as JSON.")] = False,
     output: Annotated[Path | None, typer.Option(help="A CSV file to write, a line for each value.")] = None,
@@ -38,16 +40,16 @@ def sweep(
     study = Study.open(overrides or [], _parse_seeds(seeds))
     decisions = study.decide()
     screen.show_work(err if as_json else out, decisions)
-    if dry_run:
-        return
-    outcome = study.execute(decisions, err)
+    outcome = Outcome(made_before(decisions)) if dry_run else study.execute(decisions, err)
     results = study.results(outcome.artifacts)
     if as_json:
         typer.echo(json.dumps(results.to_json(), indent=2))
-    else:
-        screen.show_results(out, results, tasks=tasks)
+    elif results.values:
+        screen.show_results(out, results, by_task=tasks)
     if output:
         write_whole(output.absolute(), results.to_csv())
+    if results.values and not dry_run:
+        show_files(err if as_json else out, study.write_files(results))
     if outcome.failed:
         show_failures(err, outcome)
         err.print(f"Everything else is kept. Go on with: {study.command()}", markup=False, soft_wrap=True)

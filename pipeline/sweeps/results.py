@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.results import Scores, tasks_of
-from pipeline.sweeps.definition import Sweep
+from pipeline.sweeps.definition import Sweep, pair_name
 from pipeline.sweeps.statistics import Difference, Mean, mean_of, paired_difference
 
 OVERALL = "overall"
+"""Beside the kinds of question, the score over all of them."""
 
 
 @dataclass(frozen=True)
@@ -23,15 +23,29 @@ class Value:
     seed: int
     scores: Scores
 
+    def accuracy(self, kind: str) -> float | None:
+        """Of one kind of question or overall, a fraction."""
+        return self.scores.overall if kind == OVERALL else self.scores.by_task.get(kind)
+
 
 @dataclass(frozen=True)
 class Row:
-    """One point over its seeds; the baseline has no difference."""
+    """One point over its seeds.
+
+    Attributes:
+        point: its name.
+        means: overall and by kind of question; what has no value is not in it.
+        difference: to the baseline, overall; None for the baseline itself and without a common seed.
+    """
 
     point: str
-    mean: Mean | None
-    by_task: dict[str, Mean]
+    means: dict[str, Mean]
     difference: Difference | None
+
+    @property
+    def overall(self) -> Mean | None:
+        """The mean over all questions."""
+        return self.means.get(OVERALL)
 
 
 @dataclass(frozen=True)
@@ -40,7 +54,7 @@ class Results:
 
     Attributes:
         name: of the sweep.
-        experiment: of what the points change.
+        experiment: what the points change.
         sweep: the definition.
         points: all of them, with values or not.
         seeds: all of them.
@@ -55,67 +69,65 @@ class Results:
     values: tuple[Value, ...]
 
     @property
-    def tasks(self) -> list[str]:
-        """Every kind of question."""
+    def kinds(self) -> list[str]:
+        """Every kind of question, in the order of first appearance."""
         return tasks_of([value.scores for value in self.values])
 
     @property
     def missing(self) -> list[tuple[str, int]]:
         """Point and seed of every gap."""
         there = {(value.point, value.seed) for value in self.values}
-        return [(p, s) for p in self.points for s in self.seeds if (p, s) not in there]
+        return [(point, seed) for point in self.points for seed in self.seeds if (point, seed) not in there]
 
     def rows(self) -> list[Row]:
         """Every point, in the order of the table."""
-        baseline = self._overall(self.sweep.baseline)
-        rows = []
-        for point in self.points:
-            values = self._overall(point)
-            difference = None if point == self.sweep.baseline else paired_difference(values, baseline)
-            rows.append(Row(point, mean_of(list(values.values())), self._by_task(point), difference))
-        return rows
+        return [Row(point, self._means(point), self._difference(point)) for point in self.points]
+
+    def grid(self) -> dict[str, dict[str, Mean | None]]:
+        """Overall means by row and column, where the points are the pairs of two axes."""
+        if not self.sweep.axes:
+            return {}
+        by_point = {row.point: row.overall for row in self.rows()}
+        rows, columns = self.sweep.axes.values()
+        return {row: {column: by_point[pair_name(row, column)] for column in columns} for row in rows}
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, fractions as fractions."""
-        rows = [asdict(row) | {"values": self._values_of(row.point)} for row in self.rows()]
+        """Everything, accuracies as fractions."""
         return {
             "sweep": self.name,
             "experiment": self.experiment,
             "baseline": self.sweep.baseline,
-            "seeds": self.seeds,
-            "points": rows,
+            "seeds": list(self.seeds),
+            "points": [asdict(row) | {"values": self._values(row.point)} for row in self.rows()],
             "missing": [{"point": point, "seed": seed} for point, seed in self.missing],
         }
 
     def to_csv(self) -> str:
-        """A line for each value: point, seed, overall, and every kind of question."""
+        """A line for each value: point, seed, accuracy overall and of every kind, how many questions."""
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["point", "seed", OVERALL, *self.tasks, "questions"])
+        kinds = [OVERALL, *self.kinds]
+        writer.writerow(["point", "seed", *kinds, "questions"])
         for value in self.values:
-            scores = value.scores
-            by_task = [scores.by_task.get(task, "") for task in self.tasks]
-            writer.writerow([value.point, value.seed, scores.overall, *by_task, scores.samples])
+            writer.writerow([value.point, value.seed, *map(value.accuracy, kinds), value.scores.samples])
         return file.getvalue()
 
-    def _overall(self, point: str) -> dict[int, float]:
-        return self._by_seed(point, lambda scores: scores.overall)
+    def _means(self, point: str) -> dict[str, Mean]:
+        means = {kind: mean_of(list(self._by_seed(point, kind).values())) for kind in (OVERALL, *self.kinds)}
+        return {kind: mean for kind, mean in means.items() if mean is not None}
 
-    def _by_task(self, point: str) -> dict[str, Mean]:
-        means = {}
-        for task in self.tasks:
-            mean = mean_of(list(self._by_seed(point, lambda scores, task=task: scores.by_task.get(task)).values()))  # type: ignore[misc]
-            if mean is not None:
-                means[task] = mean
-        return means
+    def _difference(self, point: str) -> Difference | None:
+        if point == self.sweep.baseline:
+            return None
+        return paired_difference(self._by_seed(point, OVERALL), self._by_seed(self.sweep.baseline, OVERALL))
 
-    def _by_seed(self, point: str, part: Callable[[Scores], float | None]) -> dict[int, float]:
-        found = {value.seed: part(value.scores) for value in self.values if value.point == point}
-        return {seed: value for seed, value in found.items() if value is not None}
+    def _by_seed(self, point: str, kind: str) -> dict[int, float]:
+        found = {value.seed: value.accuracy(kind) for value in self.values if value.point == point}
+        return {seed: accuracy for seed, accuracy in found.items() if accuracy is not None}
 
-    def _values_of(self, point: str) -> list[dict[str, Any]]:
+    def _values(self, point: str) -> list[dict[str, Any]]:
         return [
-            {"seed": value.seed, "overall": value.scores.overall, "by_task": value.scores.by_task}
+            {"seed": value.seed, OVERALL: value.scores.overall, "by_task": value.scores.by_task}
             for value in self.values
             if value.point == point
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import Console
 
@@ -25,6 +26,7 @@ from pipeline.sweeps.plan import Plan, Trial, make_plan
 from pipeline.sweeps.recording import recording
 from pipeline.sweeps.results import Results, Value
 from stages.contract import Artifact
+from stages.contract.place import write_whole
 
 
 @dataclass(frozen=True)
@@ -96,9 +98,21 @@ class Study:
         seeds = tuple(dict.fromkeys(trial.seed for trial in self.plan.trials))
         return Results(self.name, self.experiment.name, self.sweep, points, seeds, tuple(values))
 
+    def write_files(self, results: Results) -> dict[str, Path]:
+        """Write the values as CSV and the figure as PNG and SVG, and say where they are."""
+        from pipeline.sweeps.drawing import save_figure
+
+        name = f"{self.experiment.name}-{self.name}"
+        values, *pictures = (self.store.sweep_file(name, suffix) for suffix in ("csv", "png", "svg"))
+        values.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(values, results.to_csv())
+        save_figure(results, *pictures)
+        return {"values": values, "figure": pictures[0]}
+
     def command(self) -> str:
         """This sweep, as a person would type it."""
-        return " ".join(["vlsi sweep", f"sweep={self.name}", *self.overrides])
+        seeds = ",".join(dict.fromkeys(str(trial.seed) for trial in self.plan.trials))
+        return " ".join(["vlsi sweep", f"sweep={self.name}", *self.overrides, f"--seeds {seeds}"])
 
     def _unrecorded(self, decisions: Sequence[Decision]) -> dict[str, Trial]:
         """The trials that have something to do or no record that says it is done, by the names of their records."""
