@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, ValidationError, field_validator, model_validator
 
 from pipeline.config import ConfigError, conf_folder
 from pipeline.experiment import MAIN, Experiment, Section
@@ -27,7 +27,7 @@ class Sweep(Section):
     title: str
     baseline: str
     """The point that all others are compared with."""
-    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    seeds: tuple[NonNegativeInt, ...] = Field(default=(0, 1, 2), min_length=1)
     """Of interaction and reinforcement alone; what comes before is made once."""
     points: Points = Field(default_factory=dict)
     variants: bool = False
