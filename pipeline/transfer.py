@@ -19,7 +19,7 @@ from pipeline.references import needed, places_in, referred
 from stages.contract import Artifact, open_artifact
 from stages.contract.artifact import File, commit, prepare_work, reopen
 from stages.contract.lease import lease
-from stages.contract.place import Place, copy_verified, sha256_of, size_of
+from stages.contract.place import Place, copy_verified, files_below, sha256_of
 
 PREPARED_FOLDER = "prepared"
 THREADS = 8
@@ -156,7 +156,7 @@ def _moves(source: Depot, target: Depot, records: Sequence[RunRecord]) -> dict[s
     roots = needed(set().union(*map(referred, records)), places)
     names = [f"{place.parent.name}/{fingerprint}" for fingerprint, place in places.items() if fingerprint in roots]
     wanted = [name for record in records for name in record.wanted.values()]
-    brought = dict.fromkeys(record.experiment for record in records if record.configuration.get("prepare"))
+    brought = dict.fromkeys(r.configuration["name"] for r in records if r.configuration.get("prepare"))
     prepared = {
         f"{PREPARED_FOLDER}/{name}": (source.prepared_place(name), target.prepared_place(name)) for name in brought
     }
@@ -164,8 +164,12 @@ def _moves(source: Depot, target: Depot, records: Sequence[RunRecord]) -> dict[s
 
 
 def _send_files(parcel: Parcel, work: Place, told: Told) -> None:
+    arrived = files_below(work)
     with ThreadPoolExecutor(THREADS) as threads:
-        copies = [threads.submit(_send_file, parcel, work, file, told) for file in parcel.source.manifest.files]
+        copies = [
+            threads.submit(_send_file, parcel, work, file, told, check=arrived.get(file.path) == file.bytes)
+            for file in parcel.source.manifest.files
+        ]
         try:
             for copy in as_completed(copies):
                 copy.result()
@@ -174,14 +178,18 @@ def _send_files(parcel: Parcel, work: Place, told: Told) -> None:
             raise
 
 
-def _send_file(parcel: Parcel, work: Place, file: File, told: Told) -> None:
-    """Copy one file, if it is not there from a transfer that was interrupted."""
+def _send_file(parcel: Parcel, work: Place, file: File, told: Told, *, check: bool) -> None:
+    """Copy one file; with `check` one that may have arrived in a transfer that was interrupted."""
     origin, goal = parcel.source.path / file.path, work / file.path
-    if size_of(goal) == file.bytes and sha256_of(goal) == file.sha256:
+    if check and sha256_of(goal) == file.sha256:
         told(file.bytes)
         return
     goal.parent.mkdir(parents=True, exist_ok=True)
-    if size_of(origin) is None or not copy_verified(origin, goal, file.sha256, told):
+    try:
+        same = copy_verified(origin, goal, file.sha256, told)
+    except FileNotFoundError:
+        same = False
+    if not same:
         raise parcel.source.complaint(file.path)
 
 
