@@ -59,8 +59,8 @@ def gc(
 
 
 def _delete(garbage: Garbage, history: History) -> list[Waste]:
-    steps = delete(garbage, history)
-    return list(track(steps, "Deleting", total=len(garbage.waste), console=err, transient=True))
+    steps, total = delete(garbage, history), len(garbage.waste)
+    return list(track(steps, "Deleting", total, console=err, transient=True, disable=not err.is_terminal))
 
 
 def _show(garbage: Garbage) -> None:

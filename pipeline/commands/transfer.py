@@ -30,9 +30,8 @@ OtherStore = Annotated[str, typer.Argument(metavar="STORE", help="Another store:
 Runs = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[RUN] [KEY=VALUE]",
-        help="Runs, else the experiment's last one; with changes to the configuration, which names the experiment "
-        "and this store.",
+        metavar="RUN|KEY=VALUE",
+        help="Runs, else the last one of the experiment, which experiment=NAME chooses; store=PLACE is this store.",
         show_default=False,
     ),
 ]
