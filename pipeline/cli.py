@@ -9,7 +9,21 @@ from typing import NoReturn
 import typer
 from rich.markup import escape
 
-from pipeline.commands import EXIT_CODES, data, err, explain, job, plan, prepare, report, run, status, sweep
+from pipeline.commands import (
+    EXIT_CODES,
+    data,
+    err,
+    explain,
+    gc,
+    job,
+    plan,
+    prepare,
+    report,
+    run,
+    status,
+    sweep,
+    transfer,
+)
 from pipeline.config import ConfigError
 from pipeline.decisions import FORCE_ALL
 from stages.contract import ArtifactError
@@ -33,6 +47,9 @@ app.command(epilog=prepare.EPILOG)(prepare.prepare)
 app.command(epilog=sweep.EPILOG)(sweep.sweep)
 app.command(epilog=report.EPILOG)(report.report)
 app.command(epilog=job.EPILOG)(job.job)
+app.command(epilog=gc.EPILOG)(gc.gc)
+app.command(epilog=transfer.PUSH_EPILOG)(transfer.push)
+app.command(epilog=transfer.PULL_EPILOG)(transfer.pull)
 app.add_typer(data.app, name="data")
 
 

@@ -111,6 +111,10 @@ class History:
         """Records that are there and cannot be read."""
         return [str(self._folder / name) for name in self._files() if self._read(name) is None]
 
+    def ids(self) -> set[str]:
+        """Ids of all runs; no record is read."""
+        return {name.removesuffix(".json").rpartition("-")[2] for name in self._files()}
+
     def last(self, experiment: str) -> RunRecord | None:
         """The newest readable record of an experiment."""
         return next((r for name in reversed(self._files(experiment)) if (r := self._read(name))), None)
