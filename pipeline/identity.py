@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from stages.data.sample import read_samples
 
 DIGEST_LENGTH = 16
 DIGESTS_FILE = ".digests.json"
+ABSENT = "absent"
 _CHECKPOINT_PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.bin", "*.py")
 """Configuration, weights, tokenizer, processor, chat template, code."""
 _NOT_OF_THE_MODEL = ("manifest.json", "job.json")
@@ -136,19 +138,44 @@ def _pictures(place: Path) -> list[Path]:
     return list(dict.fromkeys(picture for s in samples for picture in s.images if isinstance(picture, Path)))
 
 
+@dataclass(frozen=True)
+class Change:
+    """A value that differs between two sides; one that is missing on a side is `absent` there."""
+
+    key: str
+    before: Any
+    after: Any
+
+    def __str__(self) -> str:
+        return f"{self.key} {spell(self.before)} → {spell(self.after)}"
+
+
 def flatten(identity: dict[str, Any]) -> dict[str, Any]:
     """An identity's settings by dotted key, with the stage in front, and its version."""
-    return {f"{identity['stage']}.version": identity["version"], **_flat(identity["settings"], f"{identity['stage']}.")}
+    stage = identity["stage"]
+    return {f"{stage}.version": identity["version"], **dotted(identity["settings"], f"{stage}.")}
 
 
 def changed_fields(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """`interaction.schedule.learning_rate 1e-4 → 5e-5`, one line for each setting that differs."""
-    old, new = flatten(before), flatten(after)
-    return [
-        f"{key} {spell(old.get(key, 'absent'))} → {spell(new.get(key, 'absent'))}"
-        for key in sorted({*old, *new})
-        if old.get(key, "absent") != new.get(key, "absent")
-    ]
+    return [str(change) for change in differences(flatten(before), flatten(after))]
+
+
+def differences(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
+    """What differs between two flat mappings, by key."""
+    changes = [Change(key, before.get(key, ABSENT), after.get(key, ABSENT)) for key in sorted({*before, *after})]
+    return [change for change in changes if change.before != change.after]
+
+
+def dotted(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as one mapping: `schedule.seed`; an empty section is a value."""
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, dict) and item:
+            flat |= dotted(item, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = item
+    return flat
 
 
 def spell(value: Any) -> str:
@@ -157,13 +184,3 @@ def spell(value: Any) -> str:
         mantissa, exponent = f"{value:.6e}".split("e")
         return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _flat(value: dict[str, Any], prefix: str) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        if isinstance(item, dict) and item:
-            flat |= _flat(item, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = item
-    return flat

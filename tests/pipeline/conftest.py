@@ -123,10 +123,11 @@ def run(world: Path, executor: FakeExecutor, monkeypatch: pytest.MonkeyPatch) ->
     """Run an experiment as `vlsi run` does, without MLflow and figures; everything is read afresh each time."""
     monkeypatch.setattr("pipeline.session.render", lambda *_: "")
 
-    def run(*overrides: str, **selection: str) -> Outcome:
+    def run(*overrides: str, keep_going: bool = False, **selection: str) -> Outcome:
         executor.jobs.clear()
         session = Session.open(["tracking.enabled=false", *overrides])
-        return session.execute(session.decide(Selection(**selection)), Console(quiet=True), executor)
+        decisions = session.decide(Selection(**selection))
+        return session.execute(decisions, Console(quiet=True), executor, keep_going=keep_going)
 
     return run
 

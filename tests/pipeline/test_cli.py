@@ -51,9 +51,11 @@ def test_explain_names_the_field(vlsi: Command, run: Callable[..., Outcome]) -> 
     run()
     code, text = vlsi("explain", "interaction", "interaction.schedule.learning_rate=5e-5")
     assert code == 0
-    assert re.search(r"run: interaction\.schedule\.learning_rate \S+ → 5e-5", text)
+    assert re.search(r"interaction is stale: interaction\.schedule\.learning_rate \S+ → 5e-5\n", text)
+    code, text = vlsi("explain", "reinforcement", "interaction.schedule.learning_rate=5e-5")
+    assert "reinforcement is stale because interaction is" in text
     code, text = vlsi("explain", "evaluation@teacher")
-    assert "reused: made in" in text
+    assert "up to date: made in" in text
 
 
 def test_a_failure_shows_its_message_and_ends_with_1(vlsi: Command, executor: FakeExecutor) -> None:
