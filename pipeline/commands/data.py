@@ -21,11 +21,12 @@ from pipeline.config import ConfigError, load
 from pipeline.experiment import Experiment
 from pipeline.screen import make_table
 from stages.contract import StageError
-from stages.data.check import Findings, Spread, check
-from stages.data.sample import BadLine, Sample
 
 if TYPE_CHECKING:
+    from stages.contract.quarantine import BadLine
+    from stages.data.check import Findings, Spread
     from stages.data.encoding import Encoder
+    from stages.data.sample import Sample
 
 app = typer.Typer(help="Look at data before anything is trained on it.", no_args_is_help=True, rich_markup_mode="rich")
 SHOWN_TASKS = 12
@@ -84,6 +85,8 @@ def show_findings(console: Console, findings: Findings) -> None:
 
 
 def _check(place: str, experiment: Experiment, encoder: Encoder | None, limit: int | None) -> Findings:
+    from stages.data.check import check
+
     def progress(samples: Sequence[Sample]) -> Iterable[Sample]:
         return track(samples, "Looking at samples", console=err, transient=True)
 
