@@ -52,7 +52,8 @@ def diff(
 
 def show_comparison(console: Console, comparison: Comparison) -> None:
     """Settings, artifacts and scores, each as a table if there is anything to say."""
-    console.print(f"{_named(comparison.before)}  →  {_named(comparison.after)}", soft_wrap=True, highlight=False)
+    for side, record in (("before", comparison.before), ("after", comparison.after)):
+        console.print(f"{side:6}  {_named(record)}", soft_wrap=True, highlight=False)
     if comparison.configuration:
         console.print(_settings(comparison))
     else:

@@ -19,7 +19,7 @@ from pipeline.store import Store
 
 EPILOG = "Try: [bold]vlsi runs digits --limit 5[/] · [bold]vlsi diff digits[/]. " + EXIT_CODES
 _COLOURS = {"finished": "green", "failed": "red", "interrupted": "red", "running": "cyan", "stopped": "yellow"}
-_UNITS = (("day", 86_400), ("hour", 3_600), ("minute", 60), ("second", 1))
+_UNITS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 
 
 def runs(
@@ -52,10 +52,9 @@ def runs(
 
 
 def ago(seconds: float) -> str:
-    """An age in one unit, as people say it: `3 hours ago`."""
+    """An age in one unit, as people say it: `3 h ago`."""
     unit, length = next(((unit, length) for unit, length in _UNITS if seconds >= length), _UNITS[-1])
-    count = max(int(seconds // length), 0)
-    return f"{count} {unit}{'' if count == 1 else 's'} ago"
+    return f"{max(int(seconds // length), 0)} {unit} ago"
 
 
 def _refuse_unknown(history: History, name: str) -> None:
@@ -65,23 +64,21 @@ def _refuse_unknown(history: History, name: str) -> None:
 
 
 def _table(records: list[RunRecord]) -> Table:
-    table = make_table("run", "experiment", "begun", "status", "stages", "%", "overrides")
-    table.columns[5].justify = "right"
-    table.columns[6].ratio = 1
+    table = make_table("run", "experiment", "begun", "status", "made", "reused", "%", "overrides")
+    for column in table.columns[:-1]:
+        column.no_wrap = True
+    for column in table.columns[4:7]:
+        column.justify = "right"
     for record in records:
-        accuracy = "–" if record.accuracy is None else f"{100 * record.accuracy:.1f}"
+        counts = Counter(stage.status for stage in record.stages.values())
         table.add_row(
             record.id,
             escape(record.experiment),
             ago(time.time() - record.started),
             f"[{_COLOURS[record.state]}]{record.state}",
-            _counts(record),
-            accuracy,
-            escape(" ".join(record.overrides)),
+            str(counts["made"]),
+            str(counts["reused"]),
+            "–" if record.accuracy is None else f"{100 * record.accuracy:.1f}",
+            escape("\n".join(record.overrides)),
         )
     return table
-
-
-def _counts(record: RunRecord) -> str:
-    counts = Counter(stage.status for stage in record.stages.values())
-    return ", ".join(f"{count} {status}" for status, count in counts.most_common())

@@ -22,14 +22,6 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "transformers", "ray", "mlflow", "matplotlib")
 
 
-@pytest.fixture
-def vlsi(world: Path, executor: FakeExecutor, monkeypatch: pytest.MonkeyPatch, call_vlsi: Command) -> Command:
-    """Call `vlsi` in this process, with stages that only write; exit code and everything printed."""
-    monkeypatch.setattr("pipeline.session.make_executor", lambda settings: executor)
-    monkeypatch.setattr("pipeline.session.render", lambda *_: "")
-    return call_vlsi
-
-
 def test_a_run_shows_scores_times_files_and_what_is_next(vlsi: Command) -> None:
     code, text = vlsi("run", "tracking.enabled=false")
     assert code == 0
