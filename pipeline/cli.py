@@ -11,7 +11,9 @@ from rich.markup import escape
 
 from pipeline.commands import (
     EXIT_CODES,
+    Exit,
     data,
+    diff,
     err,
     explain,
     gc,
@@ -20,6 +22,7 @@ from pipeline.commands import (
     prepare,
     report,
     run,
+    runs,
     status,
     sweep,
     transfer,
@@ -43,6 +46,8 @@ app.command(epilog=run.EPILOG)(run.run)
 app.command(epilog=plan.EPILOG)(plan.plan)
 app.command(epilog=status.EPILOG)(status.status)
 app.command(epilog=explain.EPILOG)(explain.explain)
+app.command(epilog=runs.EPILOG)(runs.runs)
+app.command(epilog=diff.EPILOG)(diff.diff)
 app.command(epilog=prepare.EPILOG)(prepare.prepare)
 app.command(epilog=sweep.EPILOG)(sweep.sweep)
 app.command(epilog=report.EPILOG)(report.report)
@@ -60,10 +65,10 @@ def main() -> None:
         app(_complete_force(sys.argv[1:]), prog_name="vlsi")
     except ConfigError as error:
         err.print(f"[red]not valid[/]  {escape(str(error))}", soft_wrap=True, highlight=False)
-        sys.exit(2)
+        sys.exit(Exit.INVALID)
     except ArtifactError as error:
         err.print(f"[red]damaged[/]  {escape(str(error))}", soft_wrap=True, highlight=False)
-        sys.exit(1)
+        sys.exit(Exit.FAILED)
 
 
 def _complete_force(arguments: list[str]) -> list[str]:

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.config import ConfigError, Configuration
 from pipeline.executors import StageFailed
+from pipeline.experiment import MAIN
 from pipeline.graph import Graph, Node
 from pipeline.results import Scores, collect_scores
 from pipeline.runner import Outcome
@@ -31,7 +32,7 @@ RUNS_FOLDER = "runs"
 _BEFORE = re.compile(r"(?P<name>.+?)~(?P<count>\d*)")
 
 RunStatus = Literal["running", "finished", "failed", "stopped"]
-StageStatus = Literal["waiting", "running", "reused", "made", "failed", "skipped"]
+StageStatus = Literal["waiting", "running", "reused", "made", "failed", "skipped", "stopped"]
 
 
 class StageRun(BaseModel):
@@ -84,6 +85,16 @@ class RunRecord(BaseModel):
     def file_name(self) -> str:
         """Sorted by name, records are sorted by time."""
         return f"{int(self.started):012d}-{self.id}.json"
+
+    @property
+    def state(self) -> str:
+        """Its status, or `interrupted`."""
+        return "interrupted" if self.is_interrupted else self.status
+
+    @property
+    def accuracy(self) -> float | None:
+        """The headline: accuracy of the experiment's own student, a fraction."""
+        return next((scores.overall for scores in self.scores if scores.name == MAIN), None)
 
     @property
     def is_interrupted(self) -> bool:
@@ -255,9 +266,12 @@ class Recorder:
         self.end("failed" if outcome.failed else "finished", tuple(outcome.skipped), scores)
 
     def end(self, status: RunStatus, skipped: Sequence[str] = (), scores: Sequence[Scores] = ()) -> None:
-        """Close the record."""
+        """Close the record; what still runs ends with it."""
         for key in skipped:
             self.record.stages[key].status = "skipped"
+        for stage in self.record.stages.values():
+            if stage.status == "running":
+                stage.status = "stopped"
         self.record.status, self.record.ended = status, time.time()
         self.record.scores = list(scores)
         self.save()
