@@ -19,6 +19,7 @@ from pipeline.runner import Outcome
 from pipeline.screen import show_scores
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+COMMANDS = "run plan status explain runs diff prepare sweep report job gc push pull".split()
 HEAVY = ("torch", "transformers", "ray", "mlflow", "matplotlib")
 
 
@@ -73,9 +74,7 @@ def test_a_job_is_what_the_stage_reads(vlsi: Command) -> None:
     assert (code, json.loads(text)["stage"]) == (0, "interaction")
 
 
-@pytest.mark.parametrize(
-    "command", ["run", "plan", "status", "explain", "prepare", "report", "job", "gc", "push", "pull"]
-)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_says_what_to_type_next(vlsi: Command, command: str) -> None:
     code, text = vlsi(command, "--help")
     text = " ".join(text.split())
