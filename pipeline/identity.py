@@ -51,6 +51,7 @@ class Digests:
     def __init__(self, store: Path) -> None:
         """Continue with what `store` remembers; a damaged memory is forgotten."""
         self._path = store / DIGESTS_FILE
+        self._checkpoints: dict[str, str] = {}
         self._data: dict[tuple[str, bool], str] = {}
         self._changed = False
         memory = _read_memory(self._path)
@@ -60,19 +61,22 @@ class Digests:
     def checkpoint(self, path: str) -> str:
         """Of a folder: names and contents of the files that make the model; in an object store their sizes and
         dates stand for the contents. Of a hub id: the id itself."""
+        if path not in self._checkpoints:
+            self._checkpoints[path] = self._identify_checkpoint(path)
+        return self._checkpoints[path]
+
+    def _identify_checkpoint(self, path: str) -> str:
         place = place_of(path)
         if isinstance(place, Remote):
             return _remote_checkpoint(place)
-        folder = place
-        if not folder.is_absolute():
+        if not place.is_absolute():
             return path if "@" in path else f"{path}@main"
-        if not folder.is_dir():
-            raise MissingInput(f"{folder} does not exist")
-        files = {file for pattern in _CHECKPOINT_PATTERNS for file in folder.glob(pattern)}
-        files = {file for file in files if file.name not in _NOT_OF_THE_MODEL}
-        if not any(file.name == "config.json" for file in files):
-            raise MissingInput(f"{folder} is no checkpoint: it has no config.json")
-        return fingerprint({file.name: self._file(file) for file in sorted(files)})
+        if not place.is_dir():
+            raise MissingInput(f"{place} does not exist")
+        names = sorted(file.name for file in place.iterdir() if _is_of_the_model(file.name))
+        if "config.json" not in names:
+            raise MissingInput(f"{place} is no checkpoint: it has no config.json")
+        return fingerprint({name: self._file(place / name) for name in names})
 
     def samples(self, place: str, *, pictures: bool = True) -> str:
         """Of a data set: what is taken of which content; where that lies is not in it.
@@ -141,11 +145,14 @@ def _read_memory(path: Path) -> dict[str, Any]:
 
 
 def _remote_checkpoint(folder: Remote) -> str:
-    files = {name: date for name, date in dates_below(folder).items() if "/" not in name}
-    files = {n: date for n, date in files.items() if any(fnmatch(n, pattern) for pattern in _CHECKPOINT_PATTERNS)}
-    if "config.json" not in files:
+    dates = {name: date for name, date in dates_below(folder).items() if "/" not in name and _is_of_the_model(name)}
+    if "config.json" not in dates:
         raise MissingInput(f"{folder} is no checkpoint: it has no config.json")
-    return fingerprint({name: date for name, date in files.items() if name not in _NOT_OF_THE_MODEL})
+    return fingerprint(dates)
+
+
+def _is_of_the_model(name: str) -> bool:
+    return name not in _NOT_OF_THE_MODEL and any(fnmatch(name, pattern) for pattern in _CHECKPOINT_PATTERNS)
 
 
 def _named_pictures(place: Path) -> list[str]:

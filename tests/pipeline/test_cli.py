@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -115,3 +117,73 @@ def test_asking_and_running_nothing_load_nothing_heavy(run: Callable[..., Outcom
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "LOADED []"
     assert "would run" not in done.stdout
+
+
+PROGRAM = """
+import resource, sys
+opened, listed = [], []
+
+def watch(event, details):
+    if event == "open":
+        opened.append(str(details[0]))
+    elif event in ("os.scandir", "os.listdir"):
+        listed.append(str(details[0]))
+
+sys.addaudithook(watch)
+import pipeline.cli
+
+sys.argv = ["vlsi", *sys.argv[2:]]
+try:
+    pipeline.cli.main()
+except SystemExit as ended:
+    assert not ended.code
+used = resource.getrusage(resource.RUSAGE_SELF)
+found = {
+    "opened": [path for path in opened if "/store/" in path],
+    "listed": [path for path in listed if "/store/" in path],
+    "loaded": [name for name in ("pyarrow", "PIL", "stages.data.sample") if name in sys.modules],
+    "cpu_seconds": used.ru_utime + used.ru_stime,
+}
+import json
+
+print(json.dumps(found))
+"""
+
+
+def draw_pictures(store: Path) -> None:
+    """A data set with many pictures."""
+    prepared = store / "prepared" / "digits"
+    sample = json.loads((prepared / "train.jsonl").read_text())
+    pictures = [f"images/{number}.png" for number in range(500)]
+    for picture in pictures:
+        (prepared / picture).write_bytes(picture.encode())
+    lines = (json.dumps({**sample, "id": picture, "images": [picture]}) for picture in pictures)
+    (prepared / "train.jsonl").write_text("\n".join(lines))
+
+
+def crowd(store: Path) -> None:
+    """More artifacts and runs than one experiment has."""
+    (artifact,) = (store / "capture").iterdir()
+    (record,) = (store / "runs" / "digits").iterdir()
+    for number in range(300):
+        shutil.copytree(artifact, artifact.with_name(f"{number:016x}"))
+        shutil.copy(record, record.with_name(f"{number:012d}-{number:08x}.json"))
+
+
+@pytest.mark.parametrize("command", ["status", "run"])
+def test_with_nothing_to_do_little_is_read_however_much_there_is(
+    world: Path, run: Callable[..., Outcome], command: str
+) -> None:
+    draw_pictures(world / "store")
+    run("~variants")
+    crowd(world / "store")
+    arguments = [sys.executable, "-c", PROGRAM, "vlsi", command, "~variants", "tracking.enabled=false"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(arguments, cwd=world, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["loaded"] == []
+    assert len(found["opened"]) < 60, found["opened"]
+    assert len(found["listed"]) < 60, found["listed"]
+    assert not [path for path in found["opened"] if path.endswith((".png", ".safetensors", ".bin"))]
+    assert found["cpu_seconds"] < 15
