@@ -79,7 +79,9 @@ def test_a_job_is_what_the_stage_reads(vlsi: Command) -> None:
     assert (code, json.loads(text)["stage"]) == (0, "interaction")
 
 
-@pytest.mark.parametrize("command", ["run", "plan", "status", "explain", "prepare", "report", "job", "gc", "push", "pull"])
+@pytest.mark.parametrize(
+    "command", ["run", "plan", "status", "explain", "prepare", "report", "job", "gc", "push", "pull"]
+)
 def test_help_says_what_to_type_next(vlsi: Command, command: str) -> None:
     code, text = vlsi(command, "--help")
     text = " ".join(text.split())
