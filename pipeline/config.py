@@ -53,18 +53,22 @@ def load(overrides: Sequence[str] = ()) -> Configuration:
     Raises:
         ConfigError: naming every mistake.
     """
-    main = _experiment(overrides)
+    main = load_experiment(overrides)
     variants = {}
     for name, changes in main.variants.items():
         try:
-            variants[name] = _experiment([*overrides, *changes])
+            variants[name] = load_experiment([*overrides, *changes])
         except ConfigError as error:
             raise ConfigError(f"variants.{name}: {error}") from error
     return Configuration(main, variants, tuple(overrides))
 
 
-def _experiment(overrides: Sequence[str]) -> Experiment:
-    """One experiment from the files and `overrides`, in order."""
+def load_experiment(overrides: Sequence[str] = ()) -> Experiment:
+    """Compose and validate one experiment from the files and `overrides`, in order, without its variants.
+
+    Raises:
+        ConfigError: naming every mistake.
+    """
     folder = conf_folder()
     if not (folder / "config.yaml").is_file():
         raise ConfigError(f"{folder} has no config.yaml; set {CONF_VARIABLE} to a folder laid out like `conf/`")

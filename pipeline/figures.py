@@ -42,7 +42,7 @@ def stage_figures(artifact: Artifact) -> dict[str, Figure]:
 def matching(summary: Mapping[str, Any]) -> Figure:
     """How often each student layer learned from each teacher layer, at the start and at the end (paper Fig. 5)."""
     rows, columns = len(summary["student_target_layers"]), len(summary["teacher_target_layers"])
-    figure = _figure(WIDTH, 1.2 + 2.8 * min(1.0, rows / columns))
+    figure = make_figure(WIDTH, 1.2 + 2.8 * min(1.0, rows / columns))
     left, right = figure.subplots(1, 2, sharey=True)
     for axes, key, title in ((left, "matching_start", "start"), (right, "matching_end", "end")):
         frequencies = summary[key]
@@ -53,28 +53,28 @@ def matching(summary: Mapping[str, Any]) -> Figure:
         axes.set(title=title, xlabel="teacher block", aspect="equal")
     left.set_ylabel("student block")
     left.invert_yaxis()
-    _style(left, right)
+    style(left, right)
     bar = figure.colorbar(mesh, ax=[left, right], label="share of draws")
-    _style(bar.ax)
+    style(bar.ax)
     return figure
 
 
 def ce_by_depth(summary: Mapping[str, Any]) -> Figure:
     """Cross-entropy of every verbalizer against the response, by the block it reads."""
-    figure = _figure(WIDTH, HEIGHT)
+    figure = make_figure(WIDTH, HEIGHT)
     axes = figure.subplots()
     for name, colour in (("teacher", TEACHER), ("student", STUDENT)):
         blocks, values = summary[f"{name}_target_layers"], summary[f"ce_{name}"]
         axes.plot(blocks, values, "o-", color=colour, label=name)
     axes.set(xlabel="block", ylabel="cross-entropy, nats a token", ylim=(0, None))
-    _style(axes)
+    style(axes)
     _legend(axes)
     return figure
 
 
 def loss_curves(journals: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     """Loss over steps, one line for each journal: what was measured faint, its running mean strong."""
-    figure = _figure(WIDTH, HEIGHT)
+    figure = make_figure(WIDTH, HEIGHT)
     axes = figure.subplots()
     for (label, journal), colour in zip(journals.items(), _colours(len(journals)), strict=True):
         points = [(line["step"], line["loss"]) for line in journal if isinstance(line.get("loss"), int | float)]
@@ -84,7 +84,7 @@ def loss_curves(journals: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
         axes.plot(steps, losses, color=colour, alpha=0.25, linewidth=0.8)
         axes.plot(steps, _running_mean(losses), color=colour, label=label)
     axes.set(xlabel="step", ylabel="loss")
-    _style(axes)
+    style(axes)
     _legend(axes)
     return figure
 
@@ -92,7 +92,7 @@ def loss_curves(journals: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
 def accuracy_by_task(scores: Sequence[Scores]) -> Figure:
     """Accuracy bars: a group for each kind of question and one over all, a bar for each model."""
     tasks = [*tasks_of(scores), "overall"]
-    figure = _figure(WIDTH, HEIGHT)
+    figure = make_figure(WIDTH, HEIGHT)
     axes = figure.subplots()
     width = 0.8 / max(1, len(scores))
     for i, (row, colour) in enumerate(zip(scores, _colours(len(scores)), strict=True)):
@@ -101,18 +101,19 @@ def accuracy_by_task(scores: Sequence[Scores]) -> Figure:
         axes.bar(places, [100 * values.get(task, 0.0) for task in tasks], width, color=colour, label=row.label)
     axes.set_xticks(range(len(tasks)), [_tick(task) for task in tasks], fontsize=8)
     axes.set(ylabel="correct, %", ylim=(0, 100))
-    _style(axes)
+    style(axes)
     figure.legend(loc="outside upper center", ncols=5, frameon=False, labelcolor=INK, fontsize=8)
     return figure
 
 
-def _figure(width: float, height: float) -> Figure:
+def make_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches, which no window shows."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _style(*many: Axes) -> None:
+def style(*many: Axes) -> None:
     """One look for all axes: no box, ink everywhere."""
     for axes in many:
         axes.set_facecolor("none")

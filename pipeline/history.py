@@ -12,7 +12,8 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +21,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.config import ConfigError, Configuration
 from pipeline.executors import StageFailed
+from pipeline.experiment import MAIN
 from pipeline.graph import Graph, Node
-from pipeline.results import Scores
+from pipeline.results import Scores, collect_scores
+from pipeline.runner import Outcome
 from stages.contract import Artifact
 from stages.contract.place import Place, files_below, write_whole
 
@@ -29,7 +32,7 @@ RUNS_FOLDER = "runs"
 _BEFORE = re.compile(r"(?P<name>.+?)~(?P<count>\d*)")
 
 RunStatus = Literal["running", "finished", "failed", "stopped"]
-StageStatus = Literal["waiting", "running", "reused", "made", "failed", "skipped"]
+StageStatus = Literal["waiting", "running", "reused", "made", "failed", "skipped", "stopped"]
 
 
 class StageRun(BaseModel):
@@ -54,6 +57,7 @@ class RunRecord(BaseModel):
 
     id: str
     experiment: str
+    """Its name; of a point of a sweep `experiment@sweep.point.seed`."""
     started: float
     """Seconds since the epoch."""
     ended: float | None = None
@@ -81,6 +85,16 @@ class RunRecord(BaseModel):
     def file_name(self) -> str:
         """Sorted by name, records are sorted by time."""
         return f"{int(self.started):012d}-{self.id}.json"
+
+    @property
+    def state(self) -> str:
+        """Its status, or `interrupted`."""
+        return "interrupted" if self.is_interrupted else self.status
+
+    @property
+    def accuracy(self) -> float | None:
+        """The headline: accuracy of the experiment's own student, a fraction."""
+        return next((scores.overall for scores in self.scores if scores.name == MAIN), None)
 
     @property
     def is_interrupted(self) -> bool:
@@ -137,17 +151,45 @@ class History:
             raise ConfigError(f"{name!r}: {named[0].experiment} has {len(siblings)} runs, none is {count} before")
         return siblings[place]
 
-    def begin(self, configuration: Configuration, graph: Graph, sweep: str | None = None) -> RunRecord:
+    def tells(self, name: str, graph: Graph) -> bool:
+        """Whether the last run of this name wanted the same and got it."""
+        last = self.last(name)
+        return last is not None and last.status == "finished" and last.graph == graph.fingerprint
+
+    @contextmanager
+    def recording(
+        self, configuration: Configuration, graph: Graph, nodes: Sequence[Node], *, name: str = "", sweep: str = ""
+    ) -> Iterator[Recorder]:
+        """A recorder of a run of these nodes; an error that goes through closes its record.
+
+        Args:
+            configuration: what is run.
+            graph: everything wanted.
+            nodes: those that were selected, inputs before what uses them.
+            name: of the run's records, if it is not the experiment's.
+            sweep: that the run is a point of.
+        """
+        recorder = Recorder(self, self.begin(configuration, graph, name=name, sweep=sweep), nodes)
+        recorder.save()
+        try:
+            yield recorder
+        except BaseException as error:
+            if recorder.record.status == "running":
+                recorder.end("stopped" if isinstance(error, KeyboardInterrupt) else "failed")
+            raise
+
+    def begin(self, configuration: Configuration, graph: Graph, *, name: str = "", sweep: str = "") -> RunRecord:
         """The record of a run that begins now, or of the one before if it did not come to its end."""
         experiment = configuration.main
-        last = self.last(experiment.name)
+        name = name or experiment.name
+        last = self.last(name)
         if last is not None and last.graph == graph.fingerprint and last.status != "finished":
             last.status, last.ended = "running", None
             last.host, last.pid = socket.gethostname(), os.getpid()
             return last
         return RunRecord(
             id=secrets.token_hex(4),
-            experiment=experiment.name,
+            experiment=name,
             started=time.time(),
             host=socket.gethostname(),
             pid=os.getpid(),
@@ -156,7 +198,7 @@ class History:
             graph=graph.fingerprint,
             wanted={node.key: f"{node.stage}/{node.fingerprint}" for node in graph.nodes},
             committed=dict(last.committed) if last else {},
-            sweep=sweep,
+            sweep=sweep or None,
         )
 
     def write(self, record: RunRecord) -> None:
@@ -218,10 +260,18 @@ class Recorder:
         self._stage(node, status="failed", error=str(error))
         self.save()
 
+    def conclude(self, graph: Graph, outcome: Outcome) -> None:
+        """Close the record of a run that came to its end, well or not."""
+        scores = collect_scores(graph, outcome.artifacts)
+        self.end("failed" if outcome.failed else "finished", tuple(outcome.skipped), scores)
+
     def end(self, status: RunStatus, skipped: Sequence[str] = (), scores: Sequence[Scores] = ()) -> None:
-        """Close the record."""
+        """Close the record; what still runs ends with it."""
         for key in skipped:
             self.record.stages[key].status = "skipped"
+        for stage in self.record.stages.values():
+            if stage.status == "running":
+                stage.status = "stopped"
         self.record.status, self.record.ended = status, time.time()
         self.record.scores = list(scores)
         self.save()

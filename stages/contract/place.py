@@ -242,8 +242,20 @@ def files_below(folder: Place) -> dict[str, int]:
     if isinstance(folder, Remote):
         found = {info.path.removeprefix(f"{folder.key}/"): info.size for info in _listing(folder)}
     else:
-        found = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+        found = dict(_sizes_here(str(folder)))
     return {name: size for name, size in sorted(found.items()) if TEMPORARY_PREFIX not in name}
+
+
+def _sizes_here(folder: str, prefix: str = "") -> Iterator[tuple[str, int]]:
+    """Caches have many shards, and data sets many pictures."""
+    if not os.path.isdir(folder):
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _sizes_here(entry.path, f"{prefix}{entry.name}/")
+            elif entry.is_file():
+                yield prefix + entry.name, entry.stat().st_size
 
 
 def dates_below(folder: Place) -> dict[str, list[int]]:
