@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -175,39 +175,49 @@ def test_all_that_is_kept_stays_and_all_else_that_nobody_holds_goes(world: World
         assert len(history.records()) == len(world.runs if world.last is None else world.runs[-world.last :])
 
 
+@contextmanager
+def killed_at(step: int) -> Iterator[None]:
+    """Deleting ends at the so many-th file or folder."""
+    calls = iter(range(1, 1000))
+
+    def dying(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if next(calls) == step:
+                raise Killed
+            return original(*args, **kwargs)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch, suppress(Killed):
+        for name in ("unlink", "rmdir"):
+            patch.setattr(os, name, dying(getattr(os, name)))
+        yield
+
+
 @few
 @given(worlds(), st.integers(1, 25))
 def test_a_kill_at_any_step_leaves_what_is_kept_and_nothing_half(world: World, step: int) -> None:
-    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+    with TemporaryDirectory() as folder:
         store = Path(folder)
         history = world.build(store)
         before = content(store)
-        garbage = find_garbage(store, history, last=world.last)
-        calls = iter(range(1, 1000))
+        kept = {n: text for n, text in before.items() if n in world.kept}
+        with killed_at(step):
+            list(delete(find_garbage(store, history, last=world.last), history))
+        after = content(store)
+        assert kept.items() <= after.items() <= before.items()
+        list(delete(find_garbage(store, history, last=world.last), history))
+        assert content(store) == kept
 
-        def dying(original: Callable[..., Any]) -> Callable[..., Any]:
-            def call(*args: Any, **kwargs: Any) -> Any:
-                if next(calls) == step:
-                    raise Killed
-                return original(*args, **kwargs)
 
-            return call
-
-        for name in ("unlink", "rmdir"):
-            patch.setattr(os, name, dying(getattr(os, name)))
-        try:
-            list(delete(garbage, history))
-        except Killed:
-            pass
-        finally:
-            patch.undo()
-        assert {n: text for n, text in content(store).items() if n in world.kept} == {
-            n: text for n, text in before.items() if n in world.kept
-        }
-        assert set(content(store)) <= set(before)
-        rest = find_garbage(store, history, last=world.last)
-        list(delete(rest, history))
-        assert set(content(store)) == {n for n in before if n in world.kept}
+@pytest.mark.parametrize("step", range(1, 16))
+def test_an_artifact_that_is_deleted_is_whole_or_no_artifact(here: Path, step: int) -> None:
+    make(here, 0, set())
+    for name in "abcdefgh":
+        (place_in(here, 0) / name).write_text(name)
+    with killed_at(step):
+        contract.discard(place_in(here, 0))
+    assert len(list(place_in(here, 0).glob("[a-h]"))) == 8 or content(here) == {}
 
 
 def test_a_half_deleted_work_folder_is_not_taken_up(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
