@@ -78,7 +78,7 @@ class Study:
             ConfigError: teacher and student of a point do not see samples alike.
         """
         experiments = {trial.point: trial.configuration.main for trial in self.plan.trials}
-        check_pairs(Configuration(self.experiment, experiments), decisions, self.store)
+        check_pairs(experiments.values(), decisions, self.store)
         settings = self.experiment.executor
         executor = executor or make_executor(settings)
         with recording(self.history, self._unrecorded(decisions), self.name) as recorders:
