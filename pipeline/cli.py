@@ -9,7 +9,24 @@ from typing import NoReturn
 import typer
 from rich.markup import escape
 
-from pipeline.commands import EXIT_CODES, data, err, explain, job, plan, prepare, report, run, status, sweep
+from pipeline.commands import (
+    EXIT_CODES,
+    Exit,
+    data,
+    diff,
+    err,
+    explain,
+    gc,
+    job,
+    plan,
+    prepare,
+    report,
+    run,
+    runs,
+    status,
+    sweep,
+    transfer,
+)
 from pipeline.config import ConfigError
 from pipeline.decisions import FORCE_ALL
 from stages.contract import ArtifactError
@@ -29,10 +46,15 @@ app.command(epilog=run.EPILOG)(run.run)
 app.command(epilog=plan.EPILOG)(plan.plan)
 app.command(epilog=status.EPILOG)(status.status)
 app.command(epilog=explain.EPILOG)(explain.explain)
+app.command(epilog=runs.EPILOG)(runs.runs)
+app.command(epilog=diff.EPILOG)(diff.diff)
 app.command(epilog=prepare.EPILOG)(prepare.prepare)
 app.command(epilog=sweep.EPILOG)(sweep.sweep)
 app.command(epilog=report.EPILOG)(report.report)
 app.command(epilog=job.EPILOG)(job.job)
+app.command(epilog=gc.EPILOG)(gc.gc)
+app.command(epilog=transfer.PUSH_EPILOG)(transfer.push)
+app.command(epilog=transfer.PULL_EPILOG)(transfer.pull)
 app.add_typer(data.app, name="data")
 
 
@@ -43,10 +65,10 @@ def main() -> None:
         app(_complete_force(sys.argv[1:]), prog_name="vlsi")
     except ConfigError as error:
         err.print(f"[red]not valid[/]  {escape(str(error))}", soft_wrap=True, highlight=False)
-        sys.exit(2)
+        sys.exit(Exit.INVALID)
     except ArtifactError as error:
         err.print(f"[red]damaged[/]  {escape(str(error))}", soft_wrap=True, highlight=False)
-        sys.exit(1)
+        sys.exit(Exit.FAILED)
 
 
 def _complete_force(arguments: list[str]) -> list[str]:

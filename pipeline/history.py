@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.config import ConfigError, Configuration
 from pipeline.executors import StageFailed
+from pipeline.experiment import MAIN
 from pipeline.graph import Graph, Node
 from pipeline.results import Scores, collect_scores
 from pipeline.runner import Outcome
@@ -31,7 +32,7 @@ RUNS_FOLDER = "runs"
 _BEFORE = re.compile(r"(?P<name>.+?)~(?P<count>\d*)")
 
 RunStatus = Literal["running", "finished", "failed", "stopped"]
-StageStatus = Literal["waiting", "running", "reused", "made", "failed", "skipped"]
+StageStatus = Literal["waiting", "running", "reused", "made", "failed", "skipped", "stopped"]
 
 
 class StageRun(BaseModel):
@@ -86,6 +87,16 @@ class RunRecord(BaseModel):
         return f"{int(self.started):012d}-{self.id}.json"
 
     @property
+    def state(self) -> str:
+        """Its status, or `interrupted`."""
+        return "interrupted" if self.is_interrupted else self.status
+
+    @property
+    def accuracy(self) -> float | None:
+        """The headline: accuracy of the experiment's own student, a fraction."""
+        return next((scores.overall for scores in self.scores if scores.name == MAIN), None)
+
+    @property
     def is_interrupted(self) -> bool:
         """Whether it says it is running, but the process that ran it is known to be gone."""
         return self.status == "running" and self.host == socket.gethostname() and not Path(f"/proc/{self.pid}").exists()
@@ -110,6 +121,10 @@ class History:
     def unreadable(self) -> list[str]:
         """Records that are there and cannot be read."""
         return [str(self._folder / name) for name in self._files() if self._read(name) is None]
+
+    def ids(self) -> set[str]:
+        """Ids of all runs; no record is read."""
+        return {name.removesuffix(".json").rpartition("-")[2] for name in self._files()}
 
     def last(self, experiment: str) -> RunRecord | None:
         """The newest readable record of an experiment."""
@@ -251,9 +266,12 @@ class Recorder:
         self.end("failed" if outcome.failed else "finished", tuple(outcome.skipped), scores)
 
     def end(self, status: RunStatus, skipped: Sequence[str] = (), scores: Sequence[Scores] = ()) -> None:
-        """Close the record."""
+        """Close the record; what still runs ends with it."""
         for key in skipped:
             self.record.stages[key].status = "skipped"
+        for stage in self.record.stages.values():
+            if stage.status == "running":
+                stage.status = "stopped"
         self.record.status, self.record.ended = status, time.time()
         self.record.scores = list(scores)
         self.save()

@@ -11,13 +11,14 @@ from pipeline import figures
 from pipeline.experiment import MAIN, Experiment
 from pipeline.graph import Graph, Node
 from pipeline.identity import flatten, spell
-from pipeline.planner.comparison import Pair, compare
 from pipeline.results import Scores, collect_scores, tasks_of
 from stages.contract import Artifact, read_journal
 from stages.contract.quarantine import read_quarantine
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from pipeline.planner.comparison import Pair
 
 SHOWN_QUARANTINED = 100
 """Rows of each stage's table."""
@@ -137,6 +138,8 @@ def _stages(present: Sequence[tuple[Node, Artifact]]) -> Iterator[str]:
 
 def _plan(experiment: Experiment, present: Sequence[tuple[Node, Artifact]]) -> Iterator[str]:
     """What `vlsi plan` says of each stage beside what was measured of it."""
+    from pipeline.planner.comparison import compare
+
     basis, comparisons = compare(experiment, present)
     if not comparisons:
         return

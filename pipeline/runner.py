@@ -1,4 +1,5 @@
-"""Runs what has been decided: ready nodes side by side, nothing after a failure that depends on it.
+"""Runs what has been decided: ready nodes side by side. After a failure nothing new begins and what runs may end;
+asked to keep going, everything goes on that does not depend on the failure.
 
 Whoever wants to know what happens (the terminal, MLflow, the record) is an observer. Observers are
 called from one thread; only the stages themselves run in others.
@@ -68,12 +69,21 @@ class Outcome:
 class Runner:
     """Carries out decisions with one executor."""
 
-    def __init__(self, store: Store, settings: Execution, executor: Executor, observers: Sequence[Observer]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        settings: Execution,
+        executor: Executor,
+        observers: Sequence[Observer],
+        *,
+        keep_going: bool = False,
+    ) -> None:
         """The observers are told in this order."""
         self._store = store
         self._settings = settings
         self._executor = executor
         self._observers = observers
+        self._keep_going = keep_going
         self._followers: dict[str, Follower] = {}
         self._due: dict[str, float] = {}
 
@@ -96,6 +106,8 @@ class Runner:
         running: dict[Future[None], Node] = {}
         while waiting or running:
             _skip_after_failures(waiting, outcome)
+            if not self._keep_going:
+                _skip_rest(waiting, outcome)
             for decision in _ready(waiting, running.values())[: self._settings.parallel_stages - len(running)]:
                 waiting.remove(decision)
                 running[threads.submit(self._executor.run, *self._start(decision))] = decision.node
@@ -160,3 +172,11 @@ def _skip_after_failures(waiting: list[Decision], outcome: Outcome) -> None:
                 outcome.skipped[decision.node.key] = outcome.skipped.get(source.key, source.key)
                 waiting.remove(decision)
                 break
+
+
+def _skip_rest(waiting: list[Decision], outcome: Outcome) -> None:
+    """Empty the queue once anything has failed."""
+    if outcome.failed:
+        first = next(iter(outcome.failed))
+        outcome.skipped |= {decision.node.key: first for decision in waiting}
+        waiting.clear()

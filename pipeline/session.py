@@ -78,8 +78,17 @@ class Session:
         """What has to run of the selected part, and why."""
         return decide(self.graph, self.store, self.last.committed if self.last else {}, selection)
 
-    def execute(self, decisions: Sequence[Decision], console: Console, executor: Executor | None = None) -> Outcome:
+    def execute(
+        self,
+        decisions: Sequence[Decision],
+        console: Console,
+        executor: Executor | None = None,
+        *,
+        keep_going: bool = False,
+    ) -> Outcome:
         """Run what has to run, with progress, record and tracking; write the report.
+
+        After a failure nothing new begins, unless it is asked to keep going with what does not depend on it.
 
         A run with nothing to do, which the last record tells already, leaves no record of its own.
 
@@ -94,7 +103,7 @@ class Session:
                 return Runner(self.store, settings, executor, [display]).run(decisions)
         if all(decision.reused for decision in decisions) and self.history.tells(self.experiment.name, self.graph):
             return Runner(self.store, settings, executor, []).run(decisions)
-        return self._execute_recorded(decisions, console, executor)
+        return self._execute_recorded(decisions, console, executor, keep_going)
 
     def artifacts(self) -> dict[str, Artifact]:
         """Everything up to date, by node key."""
@@ -119,15 +128,22 @@ class Session:
         chosen = self.configuration.overrides or (f"experiment={self.experiment.name}",)
         return " ".join(["vlsi", name, *chosen, *more])
 
-    def _execute_recorded(self, decisions: Sequence[Decision], console: Console, executor: Executor) -> Outcome:
+    def _execute_recorded(
+        self, decisions: Sequence[Decision], console: Console, executor: Executor, keep_going: bool
+    ) -> Outcome:
         nodes = [decision.node for decision in decisions]
         with self.history.recording(self.configuration, self.graph, nodes) as recorder:
-            outcome = self._execute_tracked(decisions, console, executor, recorder)
+            outcome = self._execute_tracked(decisions, console, executor, recorder, keep_going)
             recorder.conclude(self.graph, outcome)
         return outcome
 
     def _execute_tracked(
-        self, decisions: Sequence[Decision], console: Console, executor: Executor, recorder: Recorder
+        self,
+        decisions: Sequence[Decision],
+        console: Console,
+        executor: Executor,
+        recorder: Recorder,
+        keep_going: bool,
     ) -> Outcome:
         def warn(message: str) -> None:
             console.print(message, style="yellow", markup=False, soft_wrap=True)
@@ -135,7 +151,8 @@ class Session:
         with Tracker(self.experiment, self.graph, self.store, recorder.record, warn) as tracker:
             with make_display(console) as display:
                 observers: list[Observer] = [recorder, tracker, display]
-                outcome = Runner(self.store, self.experiment.executor, executor, observers).run(decisions)
+                runner = Runner(self.store, self.experiment.executor, executor, observers, keep_going=keep_going)
+                outcome = runner.run(decisions)
             if outcome.executed:
                 tracker.headline(collect_scores(self.graph, outcome.artifacts))
                 tracker.attach(self.write_report())

@@ -12,6 +12,7 @@ With artifacts in an object store, logs and reports are in `vlsi-records` below 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pipeline.graph import Node
 from stages.contract import Artifact, open_artifact
@@ -35,6 +36,11 @@ class Store:
     def known_artifact(self, node: Node, fingerprint: str | None) -> Artifact | None:
         """What this node was made from before, if that is known and still there."""
         return open_artifact(self.artifacts / node.stage / fingerprint) if fingerprint else None
+
+    def identity(self, name: str) -> dict[str, Any] | None:
+        """What the artifact `stage/fingerprint` was made of, if it is still there."""
+        artifact = open_artifact(self.artifacts / name)
+        return artifact.manifest.identity if artifact else None
 
     def log_file(self, node: Node) -> Path:
         """Where the node's output goes; the job it was given stands beside it."""

@@ -83,7 +83,8 @@ class Study:
         executor = executor or make_executor(settings)
         with recording(self.history, self._unrecorded(decisions), self.name) as recorders:
             with make_display(console) as display:
-                outcome = Runner(self.store, settings, executor, [recorders, display]).run(decisions)
+                runner = Runner(self.store, settings, executor, [recorders, display], keep_going=True)
+                outcome = runner.run(decisions)
             recorders.conclude(outcome, self.plan.own_names)
         return outcome
 

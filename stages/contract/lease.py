@@ -56,6 +56,21 @@ def lease(place: Place) -> Iterator[None]:
         yield
 
 
+def is_held(place: Place) -> bool:
+    """Whether a process that lives has the lease of `place`."""
+    if isinstance(place, Remote):
+        found = _read(place / LEASE_FILE)
+        return found is not None and found[1] <= STALE_SECONDS and not found[0].is_dead(_me())
+    try:
+        with place.with_name(place.name + LOCK_SUFFIX).open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 @contextmanager
 def _lease_here(place: Path) -> Iterator[None]:
     lock = place.with_name(place.name + LOCK_SUFFIX)
@@ -88,7 +103,7 @@ def _locked(lock: Path) -> int:
 @contextmanager
 def _lease_remote(place: Remote) -> Iterator[None]:
     file = place / LEASE_FILE
-    me = Holder(socket.gethostname(), os.getpid(), secrets.token_hex(4))
+    me = _me()
     _claim(file, me)
     ended = threading.Event()
     beating = threading.Thread(target=_beat, args=(file, me, ended), daemon=True)
@@ -100,6 +115,10 @@ def _lease_remote(place: Remote) -> Iterator[None]:
         beating.join()
         if (found := _read(file)) and found[0] == me:
             file.unlink(missing_ok=True)
+
+
+def _me() -> Holder:
+    return Holder(socket.gethostname(), os.getpid(), secrets.token_hex(4))
 
 
 def _claim(file: Remote, me: Holder) -> None:

@@ -137,6 +137,7 @@ class Loop:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._seed(step)
+        self._objective.progress = step / max(1, self._order.steps - 1)
         counts = self._counts(data)
         self._stopping = bool(counts.asked_to_stop.any())
         if counts.bad_samples.any():

@@ -141,7 +141,7 @@ def _match(x: Tensor, head: Head, target: Target) -> dict[str, float]:
     x.grad = None
     rows = torch.zeros(x.shape[1], dtype=torch.long)
     costs = KLCosts(list(x), head, target)
-    losses, _ = match_and_learn(costs, costs.all_pairs(), rows, Matching(), torch.Generator().manual_seed(0))
+    losses = match_and_learn(costs, costs.all_pairs(), rows, Matching(), torch.Generator().manual_seed(0)).losses
     losses.sum().backward()
     return {"loss": losses.sum().item(), "gradient": x.grad.norm().item()}
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,6 +25,7 @@ from stages.contract.place import Place, write_whole
 from stages.contract.quarantine import BadLine, write_quarantine
 
 Command = Callable[..., tuple[int, str]]
+Question = Callable[..., tuple[int, Any]]
 
 TASKS = ("which-digit", "read-a-row", "largest", "how-many", "add-a-column", "sort-a-row", "even-or-odd")
 BAD = [BadLine("7", 8, "image 7.png cannot be read: OSError"), BadLine("line 12", 12, "invalid UTF-8")]
@@ -123,10 +126,11 @@ def run(world: Path, executor: FakeExecutor, monkeypatch: pytest.MonkeyPatch) ->
     """Run an experiment as `vlsi run` does, without MLflow and figures; everything is read afresh each time."""
     monkeypatch.setattr("pipeline.session.render", lambda *_: "")
 
-    def run(*overrides: str, **selection: str) -> Outcome:
+    def run(*overrides: str, keep_going: bool = False, **selection: str) -> Outcome:
         executor.jobs.clear()
         session = Session.open(["tracking.enabled=false", *overrides])
-        return session.execute(session.decide(Selection(**selection)), Console(quiet=True), executor)
+        decisions = session.decide(Selection(**selection))
+        return session.execute(decisions, Console(quiet=True), executor, keep_going=keep_going)
 
     return run
 
@@ -139,9 +143,30 @@ def call_vlsi(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
         for console in (commands.out, commands.err):
             monkeypatch.setattr(console, "_width", width)
         monkeypatch.setattr(sys, "argv", ["vlsi", *arguments])
+        capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             cli.main()
         printed = capsys.readouterr()
         return int(ended.value.code or 0), printed.out + printed.err
 
     return call_vlsi
+
+
+@pytest.fixture
+def vlsi(world: Path, executor: FakeExecutor, monkeypatch: pytest.MonkeyPatch, call_vlsi: Command) -> Command:
+    """Call `vlsi` in this process, with stages that only write; exit code and everything printed."""
+    monkeypatch.setattr("pipeline.session.make_executor", lambda settings: executor)
+    monkeypatch.setattr("pipeline.session.render", lambda *_: "")
+    return call_vlsi
+
+
+@pytest.fixture
+def ask_vlsi(vlsi: Command) -> Question:
+    """Call `vlsi … --json` in the same way; exit code and the document, which is all that stdout holds."""
+
+    def ask_vlsi(*arguments: str) -> tuple[int, Any]:
+        with redirect_stdout(io.StringIO()) as printed:
+            code, _ = vlsi(*arguments, "--json")
+        return code, json.loads(printed.getvalue())
+
+    return ask_vlsi

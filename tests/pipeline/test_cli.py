@@ -19,15 +19,8 @@ from pipeline.runner import Outcome
 from pipeline.screen import show_scores
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+COMMANDS = "run plan status explain runs diff prepare sweep report job gc push pull".split()
 HEAVY = ("torch", "transformers", "ray", "mlflow", "matplotlib")
-
-
-@pytest.fixture
-def vlsi(world: Path, executor: FakeExecutor, monkeypatch: pytest.MonkeyPatch, call_vlsi: Command) -> Command:
-    """Call `vlsi` in this process, with stages that only write; exit code and everything printed."""
-    monkeypatch.setattr("pipeline.session.make_executor", lambda settings: executor)
-    monkeypatch.setattr("pipeline.session.render", lambda *_: "")
-    return call_vlsi
 
 
 def test_a_run_shows_scores_times_files_and_what_is_next(vlsi: Command) -> None:
@@ -51,9 +44,11 @@ def test_explain_names_the_field(vlsi: Command, run: Callable[..., Outcome]) -> 
     run()
     code, text = vlsi("explain", "interaction", "interaction.schedule.learning_rate=5e-5")
     assert code == 0
-    assert re.search(r"run: interaction\.schedule\.learning_rate \S+ → 5e-5", text)
+    assert re.search(r"interaction is stale: interaction\.schedule\.learning_rate \S+ → 5e-5\n", text)
+    code, text = vlsi("explain", "reinforcement", "interaction.schedule.learning_rate=5e-5")
+    assert "reinforcement is stale because interaction is" in text
     code, text = vlsi("explain", "evaluation@teacher")
-    assert "reused: made in" in text
+    assert "up to date: made in" in text
 
 
 def test_a_failure_shows_its_message_and_ends_with_1(vlsi: Command, executor: FakeExecutor) -> None:
@@ -79,7 +74,7 @@ def test_a_job_is_what_the_stage_reads(vlsi: Command) -> None:
     assert (code, json.loads(text)["stage"]) == (0, "interaction")
 
 
-@pytest.mark.parametrize("command", ["run", "plan", "status", "explain", "prepare", "report", "job"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_says_what_to_type_next(vlsi: Command, command: str) -> None:
     code, text = vlsi(command, "--help")
     text = " ".join(text.split())

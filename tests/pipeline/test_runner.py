@@ -42,7 +42,7 @@ def test_variants_share_nodes(run: Run, executor: FakeExecutor) -> None:
 
 def test_a_failing_stage_leaves_nothing_and_the_next_run_picks_up(run: Run, executor: FakeExecutor) -> None:
     executor.failing = {"interaction"}
-    outcome = run(ALONE)
+    outcome = run(ALONE, keep_going=True)
     assert list(outcome.failed) == ["interaction"]
     assert outcome.skipped == {"reinforcement": "interaction", "evaluation": "interaction"}
     assert {"evaluation@teacher", "evaluation@backbone"} <= set(outcome.artifacts)
@@ -51,6 +51,30 @@ def test_a_failing_stage_leaves_nothing_and_the_next_run_picks_up(run: Run, exec
     executor.failing = set()
     run(ALONE)
     assert executor.stages == ["evaluation", "interaction", "reinforcement"]
+
+
+def test_after_a_failure_nothing_new_begins(run: Run, executor: FakeExecutor) -> None:
+    executor.failing = {"capture"}
+    outcome = run("executor.parallel_stages=1")
+    assert executor.stages == ["capture"]
+    assert list(outcome.failed) == ["capture"]
+    assert set(outcome.skipped.values()) == {"capture"}
+    assert len(outcome.skipped) == len(Session.open([]).graph.nodes) - 1
+
+
+def test_what_runs_beside_a_failure_may_end(run: Run, executor: FakeExecutor) -> None:
+    both_run = threading.Barrier(2, timeout=30)
+    plain = executor.run
+
+    def together(job: Job, log: Path, environment: dict[str, str]) -> None:
+        both_run.wait()
+        plain(job, log, environment)
+
+    executor.run = together  # type: ignore[method-assign]
+    executor.failing = {"capture"}
+    outcome = run("executor.parallel_stages=2")
+    assert list(outcome.failed) == ["capture"]
+    assert len(outcome.executed) == 1
 
 
 def test_a_failure_after_a_change_still_explains_the_change(run: Run, executor: FakeExecutor) -> None:

@@ -88,7 +88,7 @@ def draw(costs: LayerCosts, *, seed: int = 0, rows: Tensor = ROWS, counts: bool 
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layerwise, "match_layers", watched)
-        losses, shares = match_and_learn(
+        learned = match_and_learn(
             costs,
             costs.all_pairs(),
             rows,
@@ -96,7 +96,7 @@ def draw(costs: LayerCosts, *, seed: int = 0, rows: Tensor = ROWS, counts: bool 
             torch.Generator().manual_seed(seed),
             counts=counts,
         )
-    return Drawn(losses, shares, seen[1], seen[0])
+    return Drawn(learned.losses, learned.shares, seen[1], seen[0])
 
 
 def relative(ours: object, exact: object) -> float:

@@ -60,6 +60,13 @@ def test_accumulation_gives_the_update_of_the_whole_batch(
         assert one["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=SAME_UPDATE_TOLERANCE)
 
 
+def test_progress_goes_from_0_in_the_first_step_to_1_in_the_last(
+    samples: list[Sample], encoder: Encoder, tmp_path: Path
+) -> None:
+    trained(samples, encoder, schedule(), tmp_path / "work")
+    assert [line["progress"] for line in read_journal(tmp_path / "work")] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
+
+
 def test_a_stopped_run_goes_on_bit_for_bit(
     samples: list[Sample], encoder: Encoder, tmp_path: Path, checkpoints: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
