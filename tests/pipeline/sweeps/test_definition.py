@@ -72,9 +72,9 @@ def test_other_overrides_stay_what_they_are() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ([], "choose one with sweep=NAME; allowed: losses, matching"),
+        ([], "choose one with sweep=NAME; allowed: joint, losses, matching"),
         (["sweep=matching", "sweep=losses"], "choose one with sweep=NAME"),
-        (["sweep=matchin"], "'matchin' is unknown; allowed: losses, matching"),
+        (["sweep=matchin"], "'matchin' is unknown; allowed: joint, losses, matching"),
     ],
 )
 def test_a_sweep_is_chosen_by_its_name(overrides: list[str], message: str) -> None:
