@@ -26,6 +26,8 @@ from pydantic import BaseModel, ValidationError
 from pipeline.experiment import Experiment
 
 CONF_VARIABLE = "VLSI_CONF"
+SWEEPS = "sweep"
+"""The folder of `conf/` whose files are no part of an experiment: each describes many."""
 
 
 class ConfigError(Exception):
@@ -39,6 +41,11 @@ class Configuration:
     main: Experiment
     variants: dict[str, Experiment]
     overrides: tuple[str, ...] = ()
+
+    @property
+    def experiments(self) -> tuple[Experiment, ...]:
+        """The experiment and its variants."""
+        return (self.main, *self.variants.values())
 
 
 def conf_folder() -> Path:
@@ -125,8 +132,10 @@ def _forced(override: Override) -> str:
 
 
 def _check_option(folder: Path, override: Override) -> None:
-    """Refuse `experiment=NAME` when there is no such file."""
+    """Refuse `experiment=NAME` when there is no such file, and sweeps, which have a command of their own."""
     group, option = override.key_or_group, str(override.value())
+    if group == SWEEPS:
+        raise ConfigError(f"sweep: a single experiment has none; use `vlsi sweep sweep={option}`")
     options = sorted(path.stem for path in (folder / group).glob("*.yaml"))
     if option not in options:
         hint = _hint(option, options) or ";"

@@ -95,7 +95,7 @@ class Session:
         Raises:
             ConfigError: teacher and student do not see samples alike.
         """
-        check_pairs(self.configuration, decisions, self.store)
+        check_pairs(self.configuration.experiments, decisions, self.store)
         executor = executor or make_executor(self.experiment.executor)
         settings = self.experiment.executor
         if not self.graph.targets:

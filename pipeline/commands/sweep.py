@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipeline.commands import EXIT_CODES, Overrides, err, out
+from pipeline.commands import EXIT_CODES, AsJson, Exit, Overrides, end_stopped, err, out, print_json
 from pipeline.config import ConfigError
 from pipeline.decisions import made_before
 from pipeline.runner import Outcome
@@ -30,7 +29,7 @@ def sweep(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and compare what is there.")] = False,
     tasks: Annotated[bool, typer.Option("--tasks", help="Show every kind of question too.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print every value, mean and difference as JSON.")] = False,
+    as_json: AsJson = False,
     output: Annotated[Path | None, typer.Option(help="A CSV file to write, a line for each value.")] = None,
 ) -> None:
     """Train a student for every point of a sweep and every seed, and say what differs from the baseline.
@@ -40,10 +39,13 @@ def sweep(
     study = Study.open(overrides or [], _parse_seeds(seeds))
     decisions = study.decide()
     screen.show_work(err if as_json else out, decisions)
-    outcome = Outcome(made_before(decisions)) if dry_run else study.execute(decisions, err)
+    try:
+        outcome = Outcome(made_before(decisions)) if dry_run else study.execute(decisions, err)
+    except KeyboardInterrupt:
+        end_stopped(study.command())
     results = study.results(outcome.artifacts)
     if as_json:
-        typer.echo(json.dumps(results.to_json(), indent=2))
+        print_json(results.to_json())
     elif results.values:
         screen.show_results(out, results, by_task=tasks)
     if output:
@@ -53,7 +55,7 @@ def sweep(
     if outcome.failed:
         show_failures(err, outcome)
         err.print(f"Everything else is kept. Go on with: {study.command()}", markup=False, soft_wrap=True)
-        raise typer.Exit(1)
+        raise typer.Exit(Exit.FAILED)
 
 
 def _parse_seeds(text: str | None) -> tuple[int, ...]:

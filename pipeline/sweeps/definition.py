@@ -11,10 +11,9 @@ from typing import Any
 import yaml
 from pydantic import Field, NonNegativeInt, ValidationError, field_validator, model_validator
 
-from pipeline.config import ConfigError, conf_folder
+from pipeline.config import SWEEPS, ConfigError, conf_folder
 from pipeline.experiment import MAIN, Experiment, Section
 
-GROUP = "sweep"
 _POINT = re.compile(r"[a-z0-9][a-z0-9._+-]*")
 
 Points = dict[str, tuple[str, ...]]
@@ -22,7 +21,7 @@ Points = dict[str, tuple[str, ...]]
 
 
 class Sweep(Section):
-    """The points of a sweep: listed, or the experiment's variants, or every pair of two axes."""
+    """The points of a sweep: the experiment's variants and others that are listed, or every pair of two axes."""
 
     title: str
     baseline: str
@@ -37,20 +36,27 @@ class Sweep(Section):
     preparations: Points = Field(default_factory=dict)
     """Models that points name and `vlsi prepare` makes: name -> overrides of that command."""
 
-    @field_validator("points", "axes")
+    @field_validator("points")
     @classmethod
-    def _point_names(cls, named: dict[str, Any]) -> dict[str, Any]:
-        for name in named:
+    def _point_names(cls, points: Points) -> Points:
+        for name in points:
             if not _POINT.fullmatch(name):
                 raise ValueError(f"{name!r} cannot name a point; use lower-case letters, digits and any of . _ + -")
-        return named
+        return points
+
+    @field_validator("axes")
+    @classmethod
+    def _two_axes(cls, axes: dict[str, Points]) -> dict[str, Points]:
+        if len(axes) not in (0, 2):
+            raise ValueError(f"{len(axes)} given; a sweep has none or two: rows and columns")
+        for points in axes.values():
+            cls._point_names(points)
+        return axes
 
     @model_validator(mode="after")
     def _one_kind_of_points(self) -> Sweep:
-        if sum(map(bool, (self.points, self.variants, self.axes))) != 1:
-            raise ValueError("give exactly one of points, variants and axes")
-        if self.axes and len(self.axes) != 2:
-            raise ValueError(f"axes: {len(self.axes)} are given, a sweep has two: rows and columns")
+        if bool(self.axes) == bool(self.points or self.variants):
+            raise ValueError("give points, variants or both; or else axes")
         if not self.variants and self.baseline not in self._own_points():
             raise ValueError(f"baseline: {self.baseline!r} is no point; allowed: {', '.join(self._own_points())}")
         return self
@@ -61,9 +67,12 @@ class Sweep(Section):
         Raises:
             ConfigError: the experiment lacks the baseline.
         """
-        points = {**experiment.variants, MAIN: ()} if self.variants else self._own_points()
+        variants = {**experiment.variants, MAIN: ()} if self.variants else {}
+        points = {**variants, **self._own_points()}
         if self.baseline not in points:
-            raise ConfigError(f"baseline: {self.baseline!r} is no variant; allowed: {', '.join(points)}")
+            raise ConfigError(
+                f"baseline: {self.baseline!r} is no point of {experiment.name}; allowed: {', '.join(points)}"
+            )
         return points
 
     def _own_points(self) -> Points:
@@ -84,14 +93,14 @@ def choose(overrides: Sequence[str]) -> tuple[str, Sweep, list[str]]:
     Raises:
         ConfigError: there is no such sweep, or its file is not valid.
     """
-    names = [override.partition("=")[2] for override in overrides if override.partition("=")[0] == GROUP]
-    folder = conf_folder() / GROUP
+    names = [override.partition("=")[2] for override in overrides if override.partition("=")[0] == SWEEPS]
+    folder = conf_folder() / SWEEPS
     known = sorted(path.stem for path in folder.glob("*.yaml"))
     if len(names) != 1:
         raise ConfigError(f"sweep: choose one with sweep=NAME; allowed: {', '.join(known)}")
     if names[0] not in known:
         raise ConfigError(f"sweep: {names[0]!r} is unknown; allowed: {', '.join(known)}")
-    rest = [override for override in overrides if override.partition("=")[0] != GROUP]
+    rest = [override for override in overrides if override.partition("=")[0] != SWEEPS]
     return names[0], _read(folder / f"{names[0]}.yaml"), rest
 
 

@@ -55,6 +55,16 @@ class Plan:
 
     trials: tuple[Trial, ...]
 
+    @property
+    def points(self) -> tuple[str, ...]:
+        """Their names, in the order of the table."""
+        return tuple(dict.fromkeys(trial.point for trial in self.trials))
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Of every point."""
+        return tuple(dict.fromkeys(trial.seed for trial in self.trials))
+
     @cached_property
     def graph(self) -> Graph:
         """Of everything; the name of a node says which point and seed it is for, unless it is for all."""
@@ -86,7 +96,7 @@ class Plan:
         return users
 
     def _scope(self, users: Sequence[Trial]) -> str:
-        """`` for all trials, `@point` for all seeds of one, else `@point.seed`; no stage has two nodes of one."""
+        """Nothing for all trials, `@point` for all seeds of one, else `@point.seed`; no two nodes of a stage share one."""
         if len(users) == len(self.trials):
             return ""
         first = users[0]

@@ -78,7 +78,7 @@ class Study:
             ConfigError: teacher and student of a point do not see samples alike.
         """
         experiments = {trial.point: trial.configuration.main for trial in self.plan.trials}
-        check_pairs(Configuration(self.experiment, experiments), decisions, self.store)
+        check_pairs(experiments.values(), decisions, self.store)
         settings = self.experiment.executor
         executor = executor or make_executor(settings)
         with recording(self.history, self._unrecorded(decisions), self.name) as recorders:
@@ -95,9 +95,7 @@ class Study:
             for trial in self.plan.trials
             if (node := self.plan.graph.targets[trial.name]).key in artifacts
         ]
-        points = tuple(dict.fromkeys(trial.point for trial in self.plan.trials))
-        seeds = tuple(dict.fromkeys(trial.seed for trial in self.plan.trials))
-        return Results(self.name, self.experiment.name, self.sweep, points, seeds, tuple(values))
+        return Results(self.name, self.experiment.name, self.sweep, self.plan.points, self.plan.seeds, tuple(values))
 
     def write_files(self, results: Results) -> dict[str, Path]:
         """Write the values as CSV and the figure as PNG and SVG, and say where they are."""
@@ -112,7 +110,7 @@ class Study:
 
     def command(self) -> str:
         """This sweep, as a person would type it."""
-        seeds = ",".join(dict.fromkeys(str(trial.seed) for trial in self.plan.trials))
+        seeds = "".join(f"{seed}," for seed in self.plan.seeds)
         return " ".join(["vlsi sweep", f"sweep={self.name}", *self.overrides, f"--seeds {seeds}"])
 
     def _unrecorded(self, decisions: Sequence[Decision]) -> dict[str, Trial]:

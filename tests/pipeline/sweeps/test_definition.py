@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from pipeline.config import CONF_VARIABLE, ConfigError, conf_folder, load_experiment
-from pipeline.sweeps.definition import choose
+from pipeline.sweeps.definition import Sweep, choose
 
 NAMES = sorted(path.stem for path in (conf_folder() / "sweep").glob("*.yaml"))
 POINTS = {"one": ["seed=1"], "two": ["seed=2"]}
@@ -47,6 +47,16 @@ def test_variants_are_points_beside_the_experiment() -> None:
     assert list(sweep.points_of(load_experiment(["~variants"]))) == ["vlsi"]
 
 
+def test_points_can_be_added_to_the_variants() -> None:
+    both = Sweep(title="Both", baseline="uniform", variants=True, points={"uniform": ("seed=1",)})
+    assert list(both.points_of(load_experiment())) == ["sft", "last-layer-kd", "vlsi", "uniform"]
+
+
+def test_a_baseline_that_the_experiment_lacks_is_named() -> None:
+    with pytest.raises(ConfigError, match="baseline: 'sft' is no point of digits; allowed: vlsi"):
+        Sweep(title="Alone", baseline="sft", variants=True).points_of(load_experiment(["~variants"]))
+
+
 def test_two_axes_give_every_pair() -> None:
     _, sweep, _ = choose(["sweep=sizes"])
     assert set(sweep.points_of(load_experiment())) == {
@@ -62,9 +72,9 @@ def test_other_overrides_stay_what_they_are() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ([], "choose one with sweep=NAME; allowed: losses, matching"),
+        ([], "choose one with sweep=NAME; allowed: joint, losses, matching"),
         (["sweep=matching", "sweep=losses"], "choose one with sweep=NAME"),
-        (["sweep=matchin"], "'matchin' is unknown; allowed: losses, matching"),
+        (["sweep=matchin"], "'matchin' is unknown; allowed: joint, losses, matching"),
     ],
 )
 def test_a_sweep_is_chosen_by_its_name(overrides: list[str], message: str) -> None:
@@ -80,9 +90,10 @@ def test_a_sweep_is_chosen_by_its_name(overrides: list[str], message: str) -> No
         ({"points": POINTS, "seeds": []}, "seeds: "),
         ({"points": POINTS, "seeds": [-1]}, "seeds.0: "),
         ({"points": {"a/b": []}}, "points: 'a/b' cannot name a point"),
-        ({"points": POINTS, "variants": True}, "give exactly one of points, variants and axes"),
-        ({}, "give exactly one of points, variants and axes"),
-        ({"axes": {"only": POINTS}}, "axes: 1 are given, a sweep has two"),
+        ({"points": POINTS, "axes": {"x": POINTS, "y": POINTS}}, "give points, variants or both; or else axes"),
+        ({}, "give points, variants or both; or else axes"),
+        ({"axes": {"only": POINTS}}, "axes: 1 given; a sweep has none or two"),
+        ({"axes": {"x": {"A": []}, "y": POINTS}}, "axes: 'A' cannot name a point"),
     ],
 )
 def test_what_is_not_valid_is_named(

@@ -146,7 +146,7 @@ def test_the_command_ends_with_table_files_and_exit_code(
     code, text = call_vlsi(*arguments)
     assert code == 1
     assert "missing  last-layer-kd.1, vlsi.1" in text
-    assert "Go on with: vlsi sweep sweep=seeds --seeds 0,1" in text
+    assert "Go on with: vlsi sweep sweep=seeds --seeds 0,1," in text
     executor.unlucky = None
     code, text = call_vlsi(*arguments, "--tasks", "--output", "values.csv")
     assert code == 0
@@ -155,6 +155,17 @@ def test_the_command_ends_with_table_files_and_exit_code(
     assert len((tmp_path / "values.csv").read_text().splitlines()) == 7
     written = {path.name for path in (tmp_path / "store" / "reports").iterdir()}
     assert written == {"digits-seeds.csv", "digits-seeds.png", "digits-seeds.svg"}
+
+
+@pytest.mark.usefixtures("world")
+def test_a_stopped_command_says_how_to_go_on(
+    call_vlsi: Command, executor: UnluckyExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.sweeps.study.make_executor", lambda _: executor)
+    executor.unlucky, executor.error = 4, KeyboardInterrupt()
+    code, text = call_vlsi("sweep", "sweep=seeds", "--seeds", "4,", width=200)
+    assert code == 3
+    assert "go on with: vlsi sweep sweep=seeds --seeds 4," in text
 
 
 def test_json_is_all_that_goes_to_the_output(
