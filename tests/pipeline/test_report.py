@@ -85,6 +85,15 @@ def test_the_matching_matrix_has_a_row_for_each_student_layer() -> None:
     assert [tick.get_text() for tick in start.get_yticklabels()] == ["0", "1"]
 
 
+def test_without_kinds_of_question_the_report_shows_the_overall_score(session: Session) -> None:
+    evaluation = session.artifacts()["evaluation"]
+    manifest = evaluation.manifest.model_copy(update={"summary": {**summary_of("evaluation"), "by_task": {}}})
+    artifacts = {"evaluation": type(evaluation)(evaluation.path, manifest)}
+    html = render(session.experiment, session.graph, artifacts)
+    assert "<thead><tr><th></th><th>overall</th></tr></thead>" in html
+    assert "<td>65.0</td>" in html
+
+
 def journal_of_matches() -> list[dict[str, object]]:
     drawn, expected = [[0.0, 1.0], [0.5, 2.0]], [[0.2, 1.4], [0.4, 1.6]]
     steps = enumerate(zip(drawn, expected, strict=True), 1)
