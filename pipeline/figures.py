@@ -36,6 +36,8 @@ def stage_figures(artifact: Artifact) -> dict[str, Figure]:
         figures["ce_by_depth"] = ce_by_depth(summary)
     if "matching_end" in summary:
         figures["matching"] = matching(summary)
+        if any("match_expected" in line for line in journal):
+            figures["matches"] = matches_over_time(summary, journal)
     return figures
 
 
@@ -56,6 +58,28 @@ def matching(summary: Mapping[str, Any]) -> Figure:
     style(left, right)
     bar = figure.colorbar(mesh, ax=[left, right], label="share of draws")
     style(bar.ax)
+    return figure
+
+
+def matches_over_time(summary: Mapping[str, Any], journal: Sequence[Mapping[str, Any]]) -> Figure:
+    """Where the matches of each student layer were drawn, and where they were to be expected, over steps."""
+    figure = _figure(WIDTH, HEIGHT)
+    drawn, expected = figure.subplots(1, 2, sharex=True, sharey=True)
+    blocks = summary["student_target_layers"]
+    lines = [line for line in journal if "match_expected" in line]
+    steps = [line["step"] for line in lines]
+    for axes, key, title in ((drawn, "match_mean", "drawn"), (expected, "match_expected", "expected")):
+        for i, (block, colour) in enumerate(zip(blocks, _shades(len(blocks)), strict=True)):
+            axes.plot(steps, [line[key][i] for line in lines], color=colour, linewidth=0.9, label=block)
+        axes.set(title=title, xlabel="step")
+    places, labels = _ticks(summary["teacher_target_layers"], centre=0.0)
+    drawn.set_yticks(places, labels)
+    drawn.set(ylabel="teacher block", ylim=(len(summary["teacher_target_layers"]) - 0.5, -0.5))
+    _style(drawn, expected)
+    legend = figure.legend(*drawn.get_legend_handles_labels(), loc="outside right center", title="student\nblock")
+    legend.set(frame_on=False)
+    for text in (legend.get_title(), *legend.get_texts()):
+        text.set(color=INK, fontsize=8)
     return figure
 
 
@@ -133,10 +157,10 @@ def _legend(axes: Axes) -> None:
     axes.legend(frameon=False, labelcolor=INK, fontsize=8)
 
 
-def _ticks(blocks: Sequence[int]) -> tuple[list[float], list[int]]:
-    """Places and labels of at most ten cells of a row."""
+def _ticks(blocks: Sequence[int], centre: float = 0.5) -> tuple[list[float], list[int]]:
+    """Places and labels of at most ten cells of a row, whose first has its middle at `centre`."""
     every = -(-len(blocks) // 10)
-    return [i + 0.5 for i in range(0, len(blocks), every)], list(blocks[::every])
+    return [i + centre for i in range(0, len(blocks), every)], list(blocks[::every])
 
 
 def _write_cells(axes: Axes, frequencies: Sequence[Sequence[float]]) -> None:
@@ -154,6 +178,14 @@ def _write_cells(axes: Axes, frequencies: Sequence[Sequence[float]]) -> None:
 def _colours(count: int) -> list[str]:
     """The last one is always the student's own colour."""
     return [*(SERIES[i % (len(SERIES) - 1)] for i in range(count - 1)), SERIES[-1]][:count]
+
+
+def _shades(count: int) -> list[Any]:
+    """From the teacher's colour, shallow, to the student's, deep."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    shades = LinearSegmentedColormap.from_list("shades", (TEACHER, STUDENT))
+    return [shades(i / max(1, count - 1)) for i in range(count)]
 
 
 def _running_mean(values: Sequence[float], share: float = 0.05) -> list[float]:

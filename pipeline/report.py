@@ -103,9 +103,20 @@ def _layers(present: Sequence[tuple[Node, Artifact]]) -> Iterator[str]:
         if "matching_end" in summary:
             caption = f"{name}: which teacher block each student block learned from, in the first and the last steps."
             drawn.append(_figure(figures.matching(summary), caption))
+            drawn += _matches_over_time(artifact, name)
     if drawn:
         yield "<h2>Layers</h2>"
         yield from drawn
+
+
+def _matches_over_time(artifact: Artifact, name: str) -> Iterator[str]:
+    journal = read_journal(artifact.path)
+    if any("match_expected" in line for line in journal):
+        caption = (
+            f"{name}: the mean teacher block each student block learned from, by step. Expected is the exact mean "
+            "over all paths where whole paths are drawn (`joint`), else the mean of the draws."
+        )
+        yield _figure(figures.matches_over_time(artifact.manifest.summary, journal), caption)
 
 
 def _losses(present: Sequence[tuple[Node, Artifact]]) -> Iterator[str]:

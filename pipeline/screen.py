@@ -62,7 +62,7 @@ def show_scores(console: Console, scores: Sequence[Scores]) -> None:
     for column in table.columns[1:]:
         column.justify = "right"
         column.vertical = "bottom"
-        column.width = max(len("100.0"), *(len(word) for word in str(column.header).split()))
+        column.width = max(len(word) for word in ["100.0", *str(column.header).split()])
     for row in scores:
         values = [*(row.by_task.get(task) for task in tasks), row.overall]
         best = row.name == MAIN

@@ -102,6 +102,14 @@ def test_the_table_fits_into_100_columns(capsys: pytest.CaptureFixture[str]) -> 
     assert "100.0" in text
 
 
+@pytest.mark.parametrize("by_task", [{}, {"": 0.5}])
+def test_the_table_needs_no_kinds_of_question(by_task: dict[str, float], capsys: pytest.CaptureFixture[str]) -> None:
+    show_scores(Console(width=100), [Scores("vlsi", 0.5, by_task, 10)])
+    text = capsys.readouterr().out
+    assert "overall" in text
+    assert "50.0" in text
+
+
 def test_asking_and_running_nothing_load_nothing_heavy(run: Callable[..., Outcome]) -> None:
     run()
     program = (
