@@ -9,13 +9,22 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from pipeline.config import ConfigError
 from pipeline.execution import KubeRay
 from pipeline.executors import StageFailed
-from pipeline.executors.cluster import RUNNING, SUCCEEDED, Phase, State, Unreachable
+from pipeline.executors.cluster import RUNNING, Phase, State, Unreachable
+from pipeline.executors.diagnosis import (
+    Trouble,
+    end_of_rayjob,
+    event_troubles,
+    is_missing,
+    killed_for_memory,
+    pod_troubles,
+    translated,
+)
 from pipeline.executors.rayjob import make_rayjob, name_of
 from stages.contract import Job
 
@@ -23,23 +32,8 @@ T = TypeVar("T")
 RAYJOBS = {"group": "ray.io", "version": "v1", "plural": "rayjobs"}
 ANSWER_SECONDS = 30
 """Within which the API server has to answer one request."""
-PULL_PATIENCE_SECONDS = 120
-"""For an image that cannot be had: a registry may hiccup, a misspelt name stays one."""
 ENDED = ("Complete", "Failed")
 DASHBOARD_PORT = 8265
-_PULLING = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName")
-
-
-class Trouble(NamedTuple):
-    """Why a pod does not start.
-
-    Attributes:
-        reason: to follow the stage's name in a sentence.
-        patience: seconds that it may last.
-    """
-
-    reason: str
-    patience: float
 
 
 class KubeRayCluster:
@@ -50,7 +44,7 @@ class KubeRayCluster:
         self._settings = settings
         self._objects: Any = None
         self._core: Any = None
-        self._since: dict[str, tuple[Trouble, float]] = {}
+        self._since: dict[str, float] = {}
         self._killed: dict[str, str] = {}
 
     def connect(self) -> None:
@@ -67,7 +61,7 @@ class KubeRayCluster:
             api.set_default_header("X-Ray-Authorization", f"Bearer {token}")
         self._objects, self._core = client.CustomObjectsApi(api), client.CoreV1Api(api)
         try:
-            self._ask("list RayJobs", self._objects.list_namespaced_custom_object, limit=1)
+            self._ask("list RayJobs", self._objects.list_namespaced_custom_object, **RAYJOBS, limit=1)
         except (Unreachable, StageFailed) as error:
             raise ConfigError(f"executor=kuberay: {error}") from error
 
@@ -84,7 +78,7 @@ class KubeRayCluster:
         self._killed.pop(name, None)
         self._since.pop(name, None)
         manifest = make_rayjob(job, self._settings, environment)
-        self._ask("create RayJobs", self._objects.create_namespaced_custom_object, body=manifest)
+        self._ask("create RayJobs", self._objects.create_namespaced_custom_object, **RAYJOBS, body=manifest)
         return name
 
     def state(self, name: str) -> State:
@@ -93,10 +87,13 @@ class KubeRayCluster:
         if found is None or found["metadata"].get("deletionTimestamp"):
             return State(Phase.FAILED, f"was ended by someone who deleted RayJob {name}; run again to go on there")
         pods = self._pods(found)
-        self._remember_killed(name, pods)
+        if killed := killed_for_memory(pods):
+            # Pods are gone soon after a failure that this explains.
+            self._killed[name] = killed
         if _has_ended(found):
-            return self._ended(name, found)
-        if (trouble := self._lasting_trouble(name, found, pods)) is None:
+            return end_of_rayjob(found, self._killed.get(name))
+        trouble = None if _runs(found) else self._lasting_trouble(name, pods)
+        if trouble is None:
             return RUNNING
         self.cancel(name)
         return State(Phase.FAILED, trouble.reason)
@@ -118,10 +115,10 @@ class KubeRayCluster:
 
     def cancel(self, name: str) -> None:
         """Delete the RayJob, and with it its pods, which get SIGTERM."""
-        self._ask("delete RayJobs", self._objects.delete_namespaced_custom_object, name=name, missing=True)
+        self._ask("delete RayJobs", self._objects.delete_namespaced_custom_object, **RAYJOBS, name=name, missing=True)
 
     def _find(self, name: str) -> dict[str, Any] | None:
-        return self._ask("get RayJobs", self._objects.get_namespaced_custom_object, name=name, missing=True)
+        return self._ask("get RayJobs", self._objects.get_namespaced_custom_object, **RAYJOBS, name=name, missing=True)
 
     def _pods(self, found: dict[str, Any]) -> list[Any]:
         cluster = found.get("status", {}).get("rayClusterName")
@@ -129,117 +126,42 @@ class KubeRayCluster:
             return []
         return self._ask("list pods", self._core.list_namespaced_pod, label_selector=f"ray.io/cluster={cluster}").items
 
-    def _remember_killed(self, name: str, pods: list[Any]) -> None:
-        """Pods are gone soon after a failure; who was killed for memory explains it."""
-        for pod in pods:
-            for container in pod.status.container_statuses or []:
-                for state in (container.state, container.last_state):
-                    if state and state.terminated and state.terminated.reason == "OOMKilled":
-                        limit = pod.spec.containers[0].resources.limits["memory"]
-                        self._killed[name] = f"{pod.metadata.name} was killed for memory, of which it had {limit}"
-
-    def _lasting_trouble(self, name: str, found: dict[str, Any], pods: list[Any]) -> Trouble | None:
-        """What has kept the stage from starting for longer than one waits for it."""
-        trouble = next(self._troubles(name, found, pods), None)
-        if trouble is None:
+    def _lasting_trouble(self, name: str, pods: list[Any]) -> Trouble | None:
+        """What has kept a stage from starting for longer than one waits for it."""
+        patience = self._settings.patience_seconds
+        troubles = pod_troubles(pods, patience) if pods else event_troubles(self._warnings(), name, patience)
+        if (trouble := next(troubles, None)) is None:
             self._since.pop(name, None)
             return None
-        before, since = self._since.get(name, (trouble, time.monotonic()))
-        if before.patience != trouble.patience:
-            since = time.monotonic()
-        self._since[name] = (trouble, since)
+        since = self._since.setdefault(name, time.monotonic())
         return trouble if time.monotonic() - since > trouble.patience else None
 
-    def _troubles(self, name: str, found: dict[str, Any], pods: list[Any]) -> Iterator[Trouble]:
-        patience = self._settings.patience_seconds
-        for pod in pods:
-            yield from _pod_troubles(pod, patience, found["spec"])
-        if not pods:
-            events = self._ask("list events", self._core.list_namespaced_event, field_selector="type=Warning").items
-            for event in sorted(events, key=lambda event: str(event.last_timestamp), reverse=True):
-                if (event.involved_object.name or "").startswith(name):
-                    yield Trouble(f"has no pods: {event.message}", patience)
-
-    def _ended(self, name: str, found: dict[str, Any]) -> State:
-        status = found["status"]
-        match status.get("jobStatus"), status.get("reason"):
-            case "SUCCEEDED", _:
-                return SUCCEEDED
-            case "STOPPED", _:
-                return State(Phase.STOPPED, "was stopped on the cluster")
-            case _, "DeadlineExceeded":
-                seconds = found["spec"].get("activeDeadlineSeconds")
-                return State(
-                    Phase.FAILED, f"took longer than the {seconds} seconds of executor.pods.*.deadline_seconds"
-                )
-        if name in self._killed:
-            return State(Phase.FAILED, f"failed: {self._killed[name]}; raise executor.pods.*.memory")
-        retries = found["spec"].get("backoffLimit", 0)
-        message = (status.get("message") or status.get("reason") or "the operator does not say why").splitlines()[0]
-        return State(Phase.FAILED, f"failed, also when it was started again ({retries} times): {message}")
+    def _warnings(self) -> list[Any]:
+        return self._ask("list events", self._core.list_namespaced_event, field_selector="type=Warning").items
 
     def _ask(self, what: str, request: Callable[..., T], *, missing: bool = False, **arguments: Any) -> Any:
         """The answer to a request, with errors as `Cluster` knows them; None for what may be missing and is."""
         from kubernetes.client.exceptions import ApiException
         from urllib3.exceptions import HTTPError
 
-        if "custom_object" in request.__name__:
-            arguments |= RAYJOBS
         namespace = self._settings.namespace
         try:
             return request(namespace=namespace, _request_timeout=ANSWER_SECONDS, **arguments)
         except HTTPError as error:
             raise Unreachable(f"the Kubernetes API does not answer ({type(error).__name__})") from error
         except ApiException as error:
-            if error.status == 404 and missing and _is_of_kubernetes(error):
+            if missing and is_missing(error):
                 return None
-            raise _translated(error, what, namespace) from error
+            raise translated(error, what, namespace) from error
 
 
 def _has_ended(found: dict[str, Any]) -> bool:
     return found.get("status", {}).get("jobDeploymentStatus") in ENDED
 
 
-def _pod_troubles(pod: Any, patience: float, spec: dict[str, Any]) -> Iterator[Trouble]:
-    """Why a pod does not start, as Kubernetes sees it now."""
-    for container in pod.status.container_statuses or []:
-        waiting = container.state and container.state.waiting
-        if waiting and waiting.reason in _PULLING:
-            yield Trouble(
-                f"cannot have its image {container.image} ({waiting.message or waiting.reason}); see executor.registry, "
-                "executor.tag and executor.pull_secret",
-                PULL_PATIENCE_SECONDS,
-            )
-        elif waiting and waiting.reason in ("CreateContainerConfigError", "CreateContainerError"):
-            yield Trouble(f"cannot start its container: {waiting.message or waiting.reason}", patience)
-    for condition in pod.status.conditions or []:
-        if condition.type == "PodScheduled" and condition.status == "False":
-            yield Trouble(
-                f"found no machine for {pod.metadata.name} in {patience:g} seconds (executor.patience_seconds): "
-                f"{condition.message}",
-                patience,
-            )
-
-
-def _is_of_kubernetes(error: Any) -> bool:
-    """Whether an error speaks of an object, rather than of a path that the server does not know."""
-    return '"kind":"Status"' in (error.body or "").replace(" ", "")
-
-
-def _translated(error: Any, what: str, namespace: str) -> Exception:
-    """An error of the Kubernetes API as one sentence."""
-    if error.status >= 500 or error.status == 429:
-        return Unreachable(f"the Kubernetes API has trouble ({error.status} {error.reason})")
-    if error.status == 409:
-        return Unreachable("someone else changes the same RayJob")
-    if error.status == 401:
-        return StageFailed("Kubernetes does not know who we are: log in again, or see KUBECONFIG")
-    if error.status == 403:
-        return StageFailed(f"Kubernetes does not let us {what} in {namespace}: bind the Role of k8s/base to us")
-    if error.status == 404 and not _is_of_kubernetes(error):
-        return StageFailed("the cluster knows no RayJobs (ray.io/v1): install the KubeRay operator")
-    message = json.loads(error.body)["message"] if _is_of_kubernetes(error) else error.reason
-    return StageFailed(f"Kubernetes refuses to {what} in {namespace}: {message}")
+def _runs(found: dict[str, Any]) -> bool:
+    """Whether it had the machines that it needs at least; more of them may still be sought."""
+    return found.get("status", {}).get("jobDeploymentStatus") == "Running"
 
 
 def _configuration(context: str | None) -> Any:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.execution import Local
 from pipeline.executors import StageFailed
 from pipeline.executors.local import LocalExecutor
-from pipeline.execution import Local
 from stages.contract import Job
 from stages.contract.settings import CaptureSettings
 
