@@ -110,7 +110,7 @@ def test_an_existing_folder_is_not_taken_for_a_hub_id(world: Path) -> None:
         ("variants.teacher=['seed=1']", "variants: 'teacher' cannot name a variant"),
         ("variants.other=['seed=x']", "variants.other: seed: 'x' is not valid"),
         ("executor.resources.captur={workers: 2}", "executor.resources: captur is no stage; allowed: "),
-        ("executor=slurm", "executor: 'slurm' is unknown; allowed: kuberay, local, ray_jobs"),
+        ("executor=slurm", "executor: 'slurm' is unknown; allowed: kuberay"),
         ("executor.kind=slurm", "executor.kind: 'slurm' is unknown; allowed: 'local', 'ray_jobs', 'kuberay'"),
         ("executor.tag=1.0", "executor.tag: executor=local has no such key; it belongs to another executor"),
         ("executor.adress=head", "executor.adress: unknown key; did you mean executor.address?"),
