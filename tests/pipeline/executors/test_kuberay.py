@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -259,9 +260,12 @@ def test_a_cluster_without_the_operator_is_a_mistake_of_the_configuration(api: K
 
 def test_a_server_that_is_not_there_is_a_mistake_of_the_configuration(tmp_path: Path, api: KubeApi) -> None:
     kubeconfig = tmp_path / "kubeconfig"
-    kubeconfig.write_text(kubeconfig.read_text().replace(api.url, "http://127.0.0.1:1"))
-    with pytest.raises(ConfigError, match="executor=kuberay: the Kubernetes API does not answer"):
-        connected()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        address = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        kubeconfig.write_text(kubeconfig.read_text().replace(api.url, address))
+        with pytest.raises(ConfigError, match="executor=kuberay: the Kubernetes API does not answer"):
+            connected()
 
 
 def test_an_unknown_context_is_a_mistake_of_the_configuration(api: KubeApi) -> None:
