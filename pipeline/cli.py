@@ -18,6 +18,7 @@ from pipeline.commands import (
     explain,
     gc,
     job,
+    manifests,
     plan,
     prepare,
     report,
@@ -52,9 +53,13 @@ app.command(epilog=prepare.EPILOG)(prepare.prepare)
 app.command(epilog=sweep.EPILOG)(sweep.sweep)
 app.command(epilog=report.EPILOG)(report.report)
 app.command(epilog=job.EPILOG)(job.job)
+<<<<<<< HEAD
 app.command(epilog=gc.EPILOG)(gc.gc)
 app.command(epilog=transfer.PUSH_EPILOG)(transfer.push)
 app.command(epilog=transfer.PULL_EPILOG)(transfer.pull)
+=======
+app.command(epilog=manifests.EPILOG)(manifests.manifests)
+>>>>>>> exec
 app.add_typer(data.app, name="data")
 
 
