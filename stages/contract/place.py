@@ -279,6 +279,18 @@ def local_copy(place: Place) -> Path:
     return copy
 
 
+@contextmanager
+def borrowed(file: Place) -> Iterator[Path]:
+    """A file itself, or a copy on this machine's disk that is gone afterwards."""
+    if not isinstance(file, Remote):
+        yield file
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / file.name
+        _download(file, path)
+        yield path
+
+
 def sync(path: Path) -> None:
     """Wait until a file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
