@@ -12,7 +12,7 @@ from rich.markup import escape
 from pipeline.commands import EXIT_CODES, data, err, explain, job, plan, prepare, report, run, status
 from pipeline.config import ConfigError
 from pipeline.decisions import FORCE_ALL
-from stages.contract import ArtifactError
+from stages.contract import ArtifactError, failures
 
 app = typer.Typer(
     help="Distil a large vision-language model into a small one, layer by layer.",
@@ -45,6 +45,12 @@ def main() -> None:
         sys.exit(2)
     except ArtifactError as error:
         err.print(f"[red]damaged[/]  {escape(str(error))}", soft_wrap=True, highlight=False)
+        sys.exit(1)
+    except OSError as error:
+        sentence = failures.explain(error, "the store")
+        if sentence is None:
+            raise
+        err.print(f"[red]failed[/]  {escape(sentence)}", soft_wrap=True, highlight=False)
         sys.exit(1)
 
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.config import ConfigError, Configuration
-from pipeline.executors import StageFailed
+from pipeline.executors import StageFailed, StageStopped
 from pipeline.graph import Graph, Node
 from pipeline.results import Scores
 from stages.contract import Artifact
@@ -29,7 +29,7 @@ RUNS_FOLDER = "runs"
 _BEFORE = re.compile(r"(?P<name>.+?)~(?P<count>\d*)")
 
 RunStatus = Literal["running", "finished", "failed", "stopped"]
-StageStatus = Literal["waiting", "running", "reused", "made", "failed", "skipped"]
+StageStatus = Literal["waiting", "running", "reused", "made", "failed", "skipped", "stopped"]
 
 
 class StageRun(BaseModel):
@@ -211,7 +211,7 @@ class Recorder:
 
     def failed(self, node: Node, error: StageFailed) -> None:
         """Keep the message; the node keeps the artifact it had."""
-        self._stage(node, status="failed", error=str(error))
+        self._stage(node, status="stopped" if isinstance(error, StageStopped) else "failed", error=str(error))
         self.save()
 
     def end(self, status: RunStatus, skipped: Sequence[str] = (), scores: Sequence[Scores] = ()) -> None:

@@ -11,10 +11,10 @@ from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from pipeline.decisions import Decision
-from pipeline.executors import Executor, StageFailed
+from pipeline.executors import Executor, StageFailed, StageStopped
 from pipeline.experiment import Execution
 from pipeline.graph import Node
 from pipeline.store import Store
@@ -54,6 +54,13 @@ class Outcome:
     failed: dict[str, StageFailed] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     """Nodes that were not tried, and the one that failed before them."""
+
+    @property
+    def status(self) -> Literal["finished", "failed", "stopped"]:
+        """Of the run as a whole."""
+        if not self.failed:
+            return "finished"
+        return "stopped" if all(isinstance(error, StageStopped) for error in self.failed.values()) else "failed"
 
 
 class Runner:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,10 +132,11 @@ class Session:
         try:
             outcome = self._execute_tracked(decisions, console, executor, recorder)
         except BaseException as error:
-            recorder.end("stopped" if isinstance(error, KeyboardInterrupt) else "failed")
+            with suppress(OSError):  # the record may be what cannot be written
+                recorder.end("stopped" if isinstance(error, KeyboardInterrupt) else "failed")
             raise
         scores = collect_scores(self.graph, outcome.artifacts)
-        recorder.end("failed" if outcome.failed else "finished", tuple(outcome.skipped), scores)
+        recorder.end(outcome.status, tuple(outcome.skipped), scores)
         return outcome
 
     def _execute_tracked(

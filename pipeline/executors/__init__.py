@@ -14,6 +14,10 @@ class StageFailed(Exception):
     """A stage ended without its artifact; the message ends with the last lines it printed."""
 
 
+class StageStopped(StageFailed):
+    """A stage was asked to stop by someone else; what it has done is kept."""
+
+
 class Executor(Protocol):
     """A place to run stages. Entered once for all stages of a run, left when the last one is done."""
 
@@ -35,6 +39,7 @@ class Executor(Protocol):
 
         Raises:
             StageFailed: the stage did not leave its artifact.
+            StageStopped: nor was it let.
         """
 
 

@@ -17,15 +17,17 @@ from math import ceil
 from pathlib import Path
 from types import TracebackType
 
-from pipeline.executors import StageFailed
+from pipeline.executors import StageFailed, StageStopped
 from pipeline.experiment import Execution
 from stages.contract import STAGES, Job
 from stages.contract.place import write_whole
 
 SHOWN_LINES = 15
 """Of a failed stage's output."""
-GRACE_SECONDS = 10
-"""Between asking a stage to stop and killing it."""
+GRACE_SECONDS = 30
+"""Between asking a stage to stop and killing it; a training stage writes a checkpoint in it."""
+STOPPED_CODES = (3, -signal.SIGTERM)
+"""With which a stage ends that was asked to stop, after it was ready for that or before."""
 
 
 class LocalExecutor:
@@ -68,6 +70,8 @@ class LocalExecutor:
         command = [sys.executable, "-m", f"stages.{job.stage}", "--job", str(job_file)]
         with log.open("wb") as output:
             code = self._wait(command, output.fileno(), os.environ | self._environment | environment)
+        if code in STOPPED_CODES:
+            raise StageStopped(f"{job.stage} was stopped from outside; the end of {log}:\n{_tail(log)}")
         if code != 0:
             raise StageFailed(f"{job.stage} ended with exit code {code}; the end of {log}:\n{_tail(log)}")
 

@@ -69,9 +69,11 @@ class Follower:
     def new_lines(self, folder: Place) -> Iterator[dict[str, Any]]:
         """The whole lines that were added to the journal in `folder` since the last call."""
         path = folder / JOURNAL_FILE
-        if not path.is_file():
+        try:
+            opened = path.open("rb") if isinstance(path, Path) else BytesIO(path.read_bytes())
+        except FileNotFoundError:
             return
-        with path.open("rb") if isinstance(path, Path) else BytesIO(path.read_bytes()) as handle:
+        with opened as handle:
             handle.seek(self._start(handle))
             for raw in handle:
                 if not raw.endswith(b"\n"):

@@ -8,11 +8,12 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from stages.contract import Job, StageError, read_journal
 from stages.contract.artifact import SCRATCH_FOLDER
+from stages.contract.failures import explain
 from stages.contract.files import NOTICE_FILE, STOP_FILE
 from stages.contract.job import Stopped
 from stages.contract.place import Place, Remote, filled, place_of, write_whole
@@ -72,8 +73,7 @@ def train(job: Job, work: Place, objective: str) -> dict[str, Any]:
         with _sigterm_leaves(scratch / STOP_FILE):
             trainer.fit()
     except Exception as error:
-        message = scratch / _ERROR_FILE
-        raise StageError(message.read_text() if message.is_file() else f"{job.stage}: {error}") from error
+        raise StageError(_reason(error, scratch / _ERROR_FILE, job)) from error
     finally:
         _pass_on_notice(scratch / NOTICE_FILE, job.stage)
     if (scratch / _STOPPED_FILE).is_file():
@@ -125,8 +125,15 @@ def _sigterm_leaves(file: Place) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _reason(error: Exception, file: Place, job: Job) -> str:
+    """A worker's own words if it could write them, else what is known of the error."""
+    with suppress(OSError):
+        return file.read_text()
+    return f"{job.stage}: {explain(error, job.output) or error}"
+
+
 def _pass_on_notice(file: Place, stage: str) -> None:
-    if file.is_file():
+    with suppress(OSError):
         print(f"{stage}: {file.read_text()}", file=sys.stderr, flush=True)
 
 

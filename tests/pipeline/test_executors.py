@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.executors import StageFailed
+from pipeline.executors import StageFailed, StageStopped
 from pipeline.executors.local import LocalExecutor
 from pipeline.experiment import Execution
 from stages.contract import Job
@@ -61,4 +61,13 @@ def test_nothing_starts_after_leaving(executor: LocalExecutor, tmp_path: Path) -
     with executor:
         pass
     with pytest.raises(StageFailed, match="the run was stopped"):
+        executor.run(job("capture", tmp_path), tmp_path / "log", {})
+
+
+@pytest.mark.parametrize("code", [3, -15])
+def test_a_stage_that_was_stopped_is_told_from_one_that_failed(
+    executor: LocalExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    monkeypatch.setattr(executor, "_wait", lambda *_: code)
+    with executor, pytest.raises(StageStopped, match="capture was stopped from outside"):
         executor.run(job("capture", tmp_path), tmp_path / "log", {})

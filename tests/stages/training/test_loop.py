@@ -166,6 +166,7 @@ def test_bad_samples_are_left_out_and_named_until_they_are_too_many(
     outcome = Loop(Unigrams(one_bad, fresh, schedule()), tmp_path, Resources()).run()
     assert [line.id for line in outcome.bad] == [samples[0].id]
     many_bad = [*broken[:5], *samples[5:]]
+    (tmp_path / "many").mkdir()
     with pytest.raises(StageError, match="preprocessing.max_bad_fraction allows 2"):
         Loop(Unigrams(many_bad, fresh, schedule(steps=9)), tmp_path / "many", Resources()).run()
 
