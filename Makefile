@@ -42,7 +42,7 @@ types: $(VENV)/.installed-dev ## static types of pipeline/ and stages/
 	$(BIN)/mypy
 
 tests: $(VENV)/.installed-dev ## all tests
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 # The baselines live beside the project's packages, which .pth makes visible, and never in its environment.
 $(BENCH)/.installed: $(VENV)/.installed tests/bench/requirements.txt

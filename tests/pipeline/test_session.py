@@ -127,7 +127,7 @@ def test_artifacts_in_an_object_store_are_made_found_and_reported(
     assert "capture" in executor.stages
     assert "interaction" in executor.stages
     assert (world / "vlsi-records" / "reports" / "digits.html").exists() or not outcome.executed
-    assert len(Session.open(there).history.records()) == 2
+    assert len(Session.open(there).history.records()) == 3
 
 
 @pytest.mark.parametrize("key", ["prepared", "data.train"])
