@@ -149,7 +149,7 @@ class Session:
             with make_display(console) as display:
                 observers: list[Observer] = [recorder, tracker, display]
                 outcome = Runner(self.store, self.experiment.executor, executor, observers).run(decisions)
-            if outcome.executed:
+            if outcome.executed or not self.store.report_file(self.experiment.name).is_file():
                 tracker.headline(collect_scores(self.graph, outcome.artifacts))
                 tracker.attach(self.write_report())
         return outcome

@@ -49,7 +49,9 @@ def explain(error: BaseException, place: object) -> str | None:
 
 def _of_a_store(said: str, place: object) -> str:
     if _REFUSAL.search(said):
-        remedy = "look at the bucket's name and at the credentials in the environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, …)"
+        remedy = (
+            "look at the bucket's name and at the credentials in the environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, …)"
+        )
     else:
         remedy = "look whether the object store answers"
     return f"{place}: {said}; {remedy}, and {GO_ON}"

@@ -24,7 +24,9 @@ Wrap = Callable[[Exception], Exception]
 
 
 def in_a_ray_task(error: Exception) -> Exception:
-    return RuntimeError(f"\x1b[36mray::MapBatches()\x1b[39m (pid=1)\n  File 'x', line 3\n{type(error).__name__}: {error}")
+    return RuntimeError(
+        f"\x1b[36mray::MapBatches()\x1b[39m (pid=1)\n  File 'x', line 3\n{type(error).__name__}: {error}"
+    )
 
 
 def caused(error: Exception) -> Exception:
@@ -52,7 +54,10 @@ def test_the_file_that_the_error_names_is_the_place() -> None:
 @pytest.mark.parametrize(
     ("said", "remedy"),
     [
-        ("AWS Error UNKNOWN (HTTP status 500) during PutObject operation: Internal", "whether the object store answers"),
+        (
+            "AWS Error UNKNOWN (HTTP status 500) during PutObject operation: Internal",
+            "whether the object store answers",
+        ),
         ("AWS Error NETWORK_CONNECTION during HeadObject operation: curlCode: 28, Timeout", "object store answers"),
         ("AWS Error ACCESS_DENIED during HeadObject operation: No response body", "the credentials in the environment"),
         ("AWS Error NO_SUCH_BUCKET during PutObject operation", "the bucket's name"),
@@ -72,9 +77,8 @@ def test_other_errors_are_not_explained(error: Exception) -> None:
 
 
 def test_a_device_that_is_really_full_is_told(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="No space") as caught, Path("/dev/full").open("w") as full:
-        full.write("x")
-        full.flush()
+    with pytest.raises(OSError, match="No space") as caught:
+        Path("/dev/full").write_text("x")
     assert "no space left on device" in str(explain(caught.value, tmp_path))
 
 

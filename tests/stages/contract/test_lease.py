@@ -143,9 +143,13 @@ def test_a_store_that_fails_when_the_lease_is_given_back_hides_no_error(
     def fail(*_: object) -> None:
         raise OSError("AWS Error UNKNOWN (HTTP status 500)")
 
-    with pytest.raises(KeyError, match="a mistake"), lease(bucket / tmp_path.name):
-        monkeypatch.setattr(leases, "_read", fail)
-        raise KeyError("a mistake")
+    def work() -> None:
+        with lease(bucket / tmp_path.name):
+            monkeypatch.setattr(leases, "_read", fail)
+            raise KeyError("a mistake")
+
+    with pytest.raises(KeyError, match="a mistake"):
+        work()
 
 
 def test_who_was_killed_here_is_named_by_who_takes_over(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -165,9 +169,7 @@ def test_of_many_starts_at_once_one_works_and_all_have_the_artifact(
     output, made, go = root / tmp_path.name, tmp_path / "made", tmp_path / "go"
     ready = [tmp_path / f"ready-{start}" for start in range(STARTS)]
     command = [sys.executable, "-c", TINY_STAGE, str(output), str(made)]
-    starts = [
-        subprocess.Popen([*command, str(mark), str(go)], stderr=subprocess.PIPE, text=True) for mark in ready
-    ]
+    starts = [subprocess.Popen([*command, str(mark), str(go)], stderr=subprocess.PIPE, text=True) for mark in ready]
     try:
         wait_until(lambda: all(mark.exists() for mark in ready))
         go.touch()

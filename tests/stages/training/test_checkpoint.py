@@ -116,31 +116,35 @@ def test_the_training_goes_on_while_a_checkpoint_is_written_and_waits_only_for_t
     assert Checkpoints(tmp_path).newest()[0] == 4
 
 
-def test_a_checkpoint_that_cannot_be_written_stops_the_training_and_leaves_the_one_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write(tmp_path, 2)
-
-    def full(*_: object) -> None:
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.torch, "save", full)
-    with pytest.raises(OSError, match="No space left"), Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(4, state(4))
-        checkpoints.wait()
+    monkeypatch.setattr(checkpoint.torch, "save", fail)
+
+
+def test_a_checkpoint_that_cannot_be_written_stops_the_training_and_leaves_the_one_before(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    write(tmp_path, 2)
+    request.getfixturevalue("full_disk")
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path, 4, 6)
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path, 4)
     assert Checkpoints(tmp_path).newest()[0] == 2
 
 
-def test_what_the_training_died_of_comes_before_what_its_checkpoint_died_of(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+@pytest.mark.usefixtures("full_disk")
+def test_what_the_training_died_of_comes_before_what_its_checkpoint_died_of(tmp_path: Path) -> None:
+    def train() -> None:
+        with Checkpoints(tmp_path) as checkpoints:
+            checkpoints.save(4, state(4))
+            raise KeyError("a mistake")
 
-    monkeypatch.setattr(checkpoint.torch, "save", full)
-    with pytest.raises(KeyError, match="a mistake"), Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(4, state(4))
-        raise KeyError("a mistake")
+    with pytest.raises(KeyError, match="a mistake"):
+        train()
 
 
 def test_in_an_object_store_they_are_the_same(bucket: Remote, tmp_path: Path) -> None:
