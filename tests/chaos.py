@@ -35,13 +35,14 @@ import stages.precompute
 import stages.reinforcement
 import stages.training.loop
 import stages.verbalization  # noqa: F401
-from pipeline import cli
+from pipeline import cli, session
 from pipeline.executors.local import LocalExecutor
 from stages.contract import Journal, job, read_journal
 from stages.contract.artifact import work_folder
 from stages.contract.place import place_of, write_whole
+from tests.processes import processes_below
 
-POLL_SECONDS = 0.002
+POLL_SECONDS = 0.005
 MOST_ATTEMPTS_MORE = 4
 """Than kills, before the run should have come to its end."""
 PROCESS_OF_RAY = {"actor": "MapWorker(MapBatches(_Making))", "worker": "RayTrainWorker"}
@@ -173,7 +174,7 @@ def fork(target: Callable[[], object], output: Path) -> int:
 
 
 def drive(overrides: list[str], folder: Path) -> None:
-    """`vlsi run`, which asks for its stages in the folder of requests; they need no Ray."""
+    """`vlsi run` without its report; it asks for its stages in the folder of requests, and they need no Ray."""
     requests = count()
 
     def ask(self: LocalExecutor, command: list[str], output: int, environment: dict[str, str]) -> int:
@@ -191,6 +192,7 @@ def drive(overrides: list[str], folder: Path) -> None:
         return int(answer.read_text())
 
     LocalExecutor._wait = ask  # type: ignore[method-assign]
+    session.render = lambda *_: ""  # type: ignore[attr-defined]
     os.environ["RAY_ADDRESS"] = "unused"
     sys.argv = ["vlsi", "run", *overrides]
     cli.main()
@@ -239,18 +241,12 @@ def arm(kill: Kill, mark: Path, driver: int) -> None:
 
 def kill_on_ray(kill: Kill, folder: Any, mark: Path, host: int) -> None:
     """Kill a process of our own Ray and of no other."""
-    while not (victims := processes_of_ray(host, PROCESS_OF_RAY[kill.target])):
+    while not (victims := processes_below(host, PROCESS_OF_RAY[kill.target])):
         time.sleep(POLL_SECONDS)
     while len(read_journal(folder)) < kill.line:
         time.sleep(POLL_SECONDS)
     victims[-1].kill()
     mark.touch()
-
-
-def processes_of_ray(host: int, name: str) -> list[psutil.Process]:
-    """Those below the process that started a Ray."""
-    below = psutil.Process(host).children(recursive=True)
-    return [process for process in below if name in " ".join(process.cmdline())]
 
 
 def host_ray(address: Path) -> None:

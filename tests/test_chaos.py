@@ -29,6 +29,7 @@ ON_RAY = {"capture": "actor", "interaction": "worker"}
 TARGETS = ("driver", "both", "stage")
 SCHEDULE = {"steps": 12, "batch_size": 4, "micro_batch_size": 2, "checkpoint_every_steps": 3}
 SAMPLES = 12
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled", "HF_HUB_OFFLINE": "1"}
 MOST_CALLS = 3000
 """About those of a step or a shard."""
 WHAT_A_CLOCK_SAYS = ("time", "samples_per_second", "tokens_per_second", "seconds_waiting", "memory_gb")
@@ -100,7 +101,8 @@ def stores(kills: list[Kill], tmp_path_factory: pytest.TempPathFactory) -> Itera
     }
     (root / "plan.json").write_text(json.dumps(told))
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW", "VLSI", "RAY_ADD"))}
-    chaos = subprocess.Popen([sys.executable, "-m", "tests.chaos", str(root / "plan.json")], env=environment)
+    command = [sys.executable, "-m", "tests.chaos", str(root / "plan.json")]
+    chaos = subprocess.Popen(command, env=environment | ENVIRONMENT)
     try:
         assert chaos.wait(900) == 0
         yield undisturbed, disturbed
