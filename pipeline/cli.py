@@ -30,7 +30,7 @@ from pipeline.commands import (
 )
 from pipeline.config import ConfigError
 from pipeline.decisions import FORCE_ALL
-from stages.contract import ArtifactError
+from stages.contract import ArtifactError, failures
 
 app = typer.Typer(
     help="Distil a large vision-language model into a small one, layer by layer.",
@@ -53,13 +53,10 @@ app.command(epilog=prepare.EPILOG)(prepare.prepare)
 app.command(epilog=sweep.EPILOG)(sweep.sweep)
 app.command(epilog=report.EPILOG)(report.report)
 app.command(epilog=job.EPILOG)(job.job)
-<<<<<<< HEAD
 app.command(epilog=gc.EPILOG)(gc.gc)
 app.command(epilog=transfer.PUSH_EPILOG)(transfer.push)
 app.command(epilog=transfer.PULL_EPILOG)(transfer.pull)
-=======
 app.command(epilog=manifests.EPILOG)(manifests.manifests)
->>>>>>> exec
 app.add_typer(data.app, name="data")
 
 
@@ -73,6 +70,12 @@ def main() -> None:
         sys.exit(Exit.INVALID)
     except ArtifactError as error:
         err.print(f"[red]damaged[/]  {escape(str(error))}", soft_wrap=True, highlight=False)
+        sys.exit(Exit.FAILED)
+    except OSError as error:
+        sentence = failures.explain(error, "the store")
+        if sentence is None:
+            raise
+        err.print(f"[red]failed[/]  {escape(sentence)}", soft_wrap=True, highlight=False)
         sys.exit(Exit.FAILED)
 
 

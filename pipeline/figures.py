@@ -63,7 +63,7 @@ def matching(summary: Mapping[str, Any]) -> Figure:
 
 def matches_over_time(summary: Mapping[str, Any], journal: Sequence[Mapping[str, Any]]) -> Figure:
     """Where the matches of each student layer were drawn, and where they were to be expected, over steps."""
-    figure = _figure(WIDTH, HEIGHT)
+    figure = make_figure(WIDTH, HEIGHT)
     drawn, expected = figure.subplots(1, 2, sharex=True, sharey=True)
     blocks = summary["student_target_layers"]
     lines = [line for line in journal if "match_expected" in line]
@@ -75,7 +75,7 @@ def matches_over_time(summary: Mapping[str, Any], journal: Sequence[Mapping[str,
     places, labels = _ticks(summary["teacher_target_layers"], centre=0.0)
     drawn.set_yticks(places, labels)
     drawn.set(ylabel="teacher block", ylim=(len(summary["teacher_target_layers"]) - 0.5, -0.5))
-    _style(drawn, expected)
+    style(drawn, expected)
     legend = figure.legend(*drawn.get_legend_handles_labels(), loc="outside right center", title="student\nblock")
     legend.set(frame_on=False)
     for text in (legend.get_title(), *legend.get_texts()):

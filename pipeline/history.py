@@ -13,14 +13,14 @@ import secrets
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.config import ConfigError, Configuration
-from pipeline.executors import StageFailed
+from pipeline.executors import StageFailed, StageStopped
 from pipeline.experiment import MAIN
 from pipeline.graph import Graph, Node
 from pipeline.results import Scores, collect_scores
@@ -175,7 +175,8 @@ class History:
             yield recorder
         except BaseException as error:
             if recorder.record.status == "running":
-                recorder.end("stopped" if isinstance(error, KeyboardInterrupt) else "failed")
+                with suppress(OSError):  # the record may be what cannot be written
+                    recorder.end("stopped" if isinstance(error, KeyboardInterrupt) else "failed")
             raise
 
     def begin(self, configuration: Configuration, graph: Graph, *, name: str = "", sweep: str = "") -> RunRecord:
@@ -257,13 +258,13 @@ class Recorder:
 
     def failed(self, node: Node, error: StageFailed) -> None:
         """Keep the message; the node keeps the artifact it had."""
-        self._stage(node, status="failed", error=str(error))
+        self._stage(node, status="stopped" if isinstance(error, StageStopped) else "failed", error=str(error))
         self.save()
 
     def conclude(self, graph: Graph, outcome: Outcome) -> None:
         """Close the record of a run that came to its end, well or not."""
         scores = collect_scores(graph, outcome.artifacts)
-        self.end("failed" if outcome.failed else "finished", tuple(outcome.skipped), scores)
+        self.end(outcome.status, tuple(outcome.skipped), scores)
 
     def end(self, status: RunStatus, skipped: Sequence[str] = (), scores: Sequence[Scores] = ()) -> None:
         """Close the record; what still runs ends with it."""

@@ -12,11 +12,11 @@ from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from pipeline.decisions import Decision
 from pipeline.execution import Execution
-from pipeline.executors import Executor, StageFailed
+from pipeline.executors import Executor, StageFailed, StageStopped
 from pipeline.graph import Node
 from pipeline.store import Store
 from stages.contract import Artifact, Follower, Job, open_artifact
@@ -64,6 +64,13 @@ class Outcome:
             {names[key]: error for key, error in self.failed.items() if key in names},
             {names[key]: names[cause] for key, cause in self.skipped.items() if key in names},
         )
+
+    @property
+    def status(self) -> Literal["finished", "failed", "stopped"]:
+        """Of the run as a whole."""
+        if not self.failed:
+            return "finished"
+        return "stopped" if all(isinstance(error, StageStopped) for error in self.failed.values()) else "failed"
 
 
 class Runner:

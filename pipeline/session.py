@@ -153,7 +153,7 @@ class Session:
                 observers: list[Observer] = [recorder, tracker, display]
                 runner = Runner(self.store, self.experiment.executor, executor, observers, keep_going=keep_going)
                 outcome = runner.run(decisions)
-            if outcome.executed:
+            if outcome.executed or not self.store.report_file(self.experiment.name).is_file():
                 tracker.headline(collect_scores(self.graph, outcome.artifacts))
                 tracker.attach(self.write_report())
         return outcome

@@ -96,7 +96,7 @@ class Plan:
         return users
 
     def _scope(self, users: Sequence[Trial]) -> str:
-        """Nothing for all trials, `@point` for all seeds of one, else `@point.seed`; no two nodes of a stage share one."""
+        """Nothing for all trials, `@point` for all seeds of one, else `@point.seed`; unique within a stage."""
         if len(users) == len(self.trials):
             return ""
         first = users[0]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from stages.contract.files import JOURNAL_FILE
-from stages.contract.place import Place, Remote, write_whole
+from stages.contract.place import Place, Remote, sync, write_whole
 
 PUT_SECONDS = 5.0
 """Between two puts of a journal in an object store."""
@@ -48,9 +48,11 @@ class Journal:
             self._put()
 
     def flush(self) -> None:
-        """Let nothing of what was written be in this process alone."""
+        """Let what was written survive this process, and this machine."""
         if isinstance(self._path, Remote):
             self._put()
+        else:
+            sync(self._path)
 
     def _put(self) -> None:
         write_whole(self._path, self._text)

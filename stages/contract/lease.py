@@ -32,10 +32,12 @@ STALE_SECONDS = 60.0
 SETTLE_SECONDS = 1.0
 """After which a claim that nobody has written over holds."""
 POLL_SECONDS = 2.0
+_THIS_PROCESS = secrets.token_hex(4)
+"""Tells it from another one of the same number, as every first process of a container is."""
 
 
 class Holder(NamedTuple):
-    """A process that has a lease in an object store; `life` tells it from others of the same number."""
+    """Who has a lease in an object store; `life` tells a thread of a process from all others of the same number."""
 
     host: str
     pid: int
@@ -46,7 +48,11 @@ class Holder(NamedTuple):
 
     def is_dead(self, me: Holder) -> bool:
         """Whether the process is known to be gone: it was on this host, and now there is none or another one."""
-        return self.host == me.host and (self.pid == me.pid or not Path(f"/proc/{self.pid}").exists())
+        if self.host != me.host:
+            return False
+        if self.pid == me.pid:
+            return not self.life.startswith(_THIS_PROCESS)
+        return not Path(f"/proc/{self.pid}").exists()
 
 
 @contextmanager
@@ -77,8 +83,10 @@ def _lease_here(place: Path) -> Iterator[None]:
     lock.parent.mkdir(parents=True, exist_ok=True)
     descriptor = _locked(lock)
     try:
+        if left := os.pread(descriptor, 200, 0).decode(errors="replace"):
+            print(f"{left} is gone; taking over from it", file=sys.stderr)
         os.truncate(descriptor, 0)
-        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         yield
     finally:
         lock.unlink(missing_ok=True)
@@ -92,7 +100,7 @@ def _locked(lock: Path) -> int:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _say_waiting(lock, os.read(descriptor, 200).decode(errors="replace"))
+            _say_waiting(lock, os.pread(descriptor, 200, 0).decode(errors="replace"))
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         with suppress(FileNotFoundError):
             if os.fstat(descriptor).st_ino == lock.stat().st_ino:
@@ -113,12 +121,13 @@ def _lease_remote(place: Remote) -> Iterator[None]:
     finally:
         ended.set()
         beating.join()
-        if (found := _read(file)) and found[0] == me:
-            file.unlink(missing_ok=True)
+        with suppress(OSError):  # a lease that cannot be given back goes stale
+            if (found := _read(file)) and found[0] == me:
+                file.unlink(missing_ok=True)
 
 
 def _me() -> Holder:
-    return Holder(socket.gethostname(), os.getpid(), secrets.token_hex(4))
+    return Holder(socket.gethostname(), os.getpid(), f"{_THIS_PROCESS}-{threading.get_ident()}")
 
 
 def _claim(file: Remote, me: Holder) -> None:
@@ -141,8 +150,11 @@ def _claim(file: Remote, me: Holder) -> None:
 
 
 def _beat(file: Remote, me: Holder, ended: threading.Event) -> None:
+    """Show signs of life, until another one has taken over: both then make the same files."""
     while not ended.wait(BEAT_SECONDS):
         with suppress(OSError):
+            if (found := _read(file)) and found[0] != me:
+                return
             _write(file, me)
 
 

@@ -37,7 +37,7 @@ BLOCK_BYTES = 2**23
 """Of a file that is read through, in memory at a time."""
 TEMPORARY_PREFIX = ".writing-"
 """Of files that are being written; what a kill leaves of them belongs to nothing."""
-_OF_A_STORE = ("AWS Error", "google::cloud", "curlCode")
+OF_A_STORE = ("AWS Error", "google::cloud", "curlCode")
 """In the messages of pyarrow's file systems."""
 COPIES_VARIABLE = "VLSI_COPIES"
 """Names the folder for copies of what lies in an object store; else it is below ~/.cache."""
@@ -141,7 +141,7 @@ def patiently(request: Callable[[], T]) -> T:
 def is_transient(error: BaseException) -> bool:
     """Whether a request failed for a reason that may pass, rather than the file or the right to it being missing."""
     refused = isinstance(error, FileNotFoundError | PermissionError) or "ACCESS_DENIED" in str(error)
-    return isinstance(error, OSError) and not refused and any(mark in str(error) for mark in _OF_A_STORE)
+    return isinstance(error, OSError) and not refused and any(mark in str(error) for mark in OF_A_STORE)
 
 
 def place_of(where: str | Place) -> Place:
@@ -328,6 +328,18 @@ def local_copy(place: Place) -> Path:
         with staged(copy) as path:
             _download(place, path)
     return copy
+
+
+@contextmanager
+def borrowed(file: Place) -> Iterator[Path]:
+    """A file itself, or a copy on this machine's disk that is gone afterwards."""
+    if not isinstance(file, Remote):
+        yield file
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / file.name
+        _download(file, path)
+        yield path
 
 
 def sync(path: Path) -> None:
