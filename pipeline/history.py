@@ -21,8 +21,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pipeline.config import ConfigError, Configuration
 from pipeline.executors import StageFailed
 from pipeline.graph import Graph, Node
+from pipeline.origin import describe_origin
 from pipeline.results import Scores
 from stages.contract import Artifact
+from stages.contract.artifact import RUN_VARIABLE
 from stages.contract.place import Place, files_below, write_whole
 
 RUNS_FOLDER = "runs"
@@ -76,6 +78,8 @@ class RunRecord(BaseModel):
     mlflow_run_id: str | None = None
     sweep: str | None = None
     """Name of the sweep that this run is a point of."""
+    origin: dict[str, str] = {}
+    """Code, command and machine of the process that ran it last, see `pipeline.origin`."""
 
     @property
     def file_name(self) -> str:
@@ -140,6 +144,7 @@ class History:
         if last is not None and last.graph == graph.fingerprint and last.status != "finished":
             last.status, last.ended = "running", None
             last.host, last.pid = socket.gethostname(), os.getpid()
+            last.origin = describe_origin()
             return last
         return RunRecord(
             id=secrets.token_hex(4),
@@ -153,6 +158,7 @@ class History:
             wanted={node.key: f"{node.stage}/{node.fingerprint}" for node in graph.nodes},
             committed=dict(last.committed) if last else {},
             sweep=sweep,
+            origin=describe_origin(),
         )
 
     def write(self, record: RunRecord) -> None:
@@ -195,10 +201,10 @@ class Recorder:
         self._commit(node, artifact)
 
     def started(self, node: Node) -> dict[str, str]:
-        """Say that it runs."""
+        """Say that it runs; the stage writes into its manifest for which run."""
         self._stage(node, status="running", started=time.time(), error=None)
         self.save()
-        return {}
+        return {RUN_VARIABLE: self.record.id}
 
     def line(self, node: Node, line: Mapping[str, Any]) -> None:
         """Nothing to record: the journal is the record."""

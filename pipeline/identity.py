@@ -138,7 +138,18 @@ def _pictures(place: Path) -> list[Path]:
 
 def flatten(identity: dict[str, Any]) -> dict[str, Any]:
     """An identity's settings by dotted key, with the stage in front, and its version."""
-    return {f"{identity['stage']}.version": identity["version"], **_flat(identity["settings"], f"{identity['stage']}.")}
+    return {f"{identity['stage']}.version": identity["version"], **flat(identity["settings"], f"{identity['stage']}.")}
+
+
+def flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted key."""
+    found: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, dict) and item:
+            found |= flat(item, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = item
+    return found
 
 
 def changed_fields(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
@@ -157,13 +168,3 @@ def spell(value: Any) -> str:
         mantissa, exponent = f"{value:.6e}".split("e")
         return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _flat(value: dict[str, Any], prefix: str) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        if isinstance(item, dict) and item:
-            flat |= _flat(item, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = item
-    return flat

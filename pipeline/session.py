@@ -128,28 +128,27 @@ class Session:
         record = self.history.begin(self.configuration, self.graph)
         recorder = Recorder(self.history, record, [decision.node for decision in decisions])
         recorder.save()
-        try:
-            outcome = self._execute_tracked(decisions, console, executor, recorder)
-        except BaseException as error:
-            recorder.end("stopped" if isinstance(error, KeyboardInterrupt) else "failed")
-            raise
-        scores = collect_scores(self.graph, outcome.artifacts)
-        recorder.end("failed" if outcome.failed else "finished", tuple(outcome.skipped), scores)
-        return outcome
 
-    def _execute_tracked(
-        self, decisions: Sequence[Decision], console: Console, executor: Executor, recorder: Recorder
-    ) -> Outcome:
         def warn(message: str) -> None:
             console.print(message, style="yellow", markup=False, soft_wrap=True)
 
-        with Tracker(self.experiment, self.graph, self.store, recorder.record, warn) as tracker:
-            with make_display(console) as display:
-                observers: list[Observer] = [recorder, tracker, display]
-                outcome = Runner(self.store, self.experiment.executor, executor, observers).run(decisions)
-            if outcome.executed:
-                tracker.headline(collect_scores(self.graph, outcome.artifacts))
-                tracker.attach(self.write_report())
+        with Tracker(self.experiment.tracking, self.store, recorder, warn) as tracker:
+            try:
+                outcome = self._execute_observed(decisions, console, executor, [recorder, tracker])
+            except BaseException as error:
+                recorder.end("stopped" if isinstance(error, KeyboardInterrupt) else "failed")
+                raise
+            scores = collect_scores(self.graph, outcome.artifacts)
+            recorder.end("failed" if outcome.failed else "finished", tuple(outcome.skipped), scores)
+        return outcome
+
+    def _execute_observed(
+        self, decisions: Sequence[Decision], console: Console, executor: Executor, observers: Sequence[Observer]
+    ) -> Outcome:
+        with make_display(console) as display:
+            outcome = Runner(self.store, self.experiment.executor, executor, [*observers, display]).run(decisions)
+        if outcome.executed:
+            self.write_report()
         return outcome
 
 
