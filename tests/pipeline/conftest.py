@@ -183,7 +183,7 @@ def tracked(world: Path, executor: FakeExecutor, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("pipeline.session.render", lambda *_: "<!doctype html>")
     monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
     monkeypatch.setattr("pipeline.tracking.tracker.LOCAL_PATIENCE_SECONDS", 120.0)
-    monkeypatch.setattr("pipeline.tracking.tracker.REPEAT_SECONDS", 0.05)
+    monkeypatch.setattr("pipeline.tracking.mirror.save_stage_figures", lambda _, folder: (folder / "a.png").touch())
 
     def tracked(*overrides: str, **selection: str) -> str:
         session = Session.open(["~variants", *overrides])
