@@ -11,10 +11,12 @@ from conftest import Command, FakeExecutor, Runs
 
 from pipeline.figures import save_stage_figures
 from pipeline.history import History, RunRecord
+from pipeline.runner import Outcome
 from pipeline.session import Session
 from pipeline.store import Store
 from pipeline.tracking.mirror import Mirror
 from pipeline.tracking.server import connect, experiment_id
+from pipeline.tracking.students import model_name
 from stages.contract import Journal
 
 Track = Callable[..., Runs]
@@ -235,13 +237,17 @@ def test_a_student_leads_back_to_everything_it_was_made_from(track: Track, world
     assert tags.items() >= {k: v for k, v in last_record().origin.items() if "git" in k and "branch" not in k}.items()
 
 
-def test_another_student_is_another_version_and_a_variant_another_model(track: Track) -> None:
+def test_another_student_is_another_version(track: Track) -> None:
     track()
     runs = track(SLOWER)
-    assert {version.version for version in runs.client.search_model_versions("name = 'digits'")} == {1, 2}
-    runs = track("+variants.sft=[interaction=null]")
-    assert {model.name for model in runs.client.search_registered_models()} == {"digits", "digits-sft"}
-    assert {model.name for model in runs.client.search_logged_models([runs.experiment_id])} == {"digits", "digits-sft"}
+    assert {int(version.version) for version in runs.client.search_model_versions("name = 'digits'")} == {1, 2}
+    assert {model.name for model in runs.client.search_logged_models([runs.experiment_id])} == {"digits"}
+
+
+def test_the_student_of_a_variant_is_another_model(run: Callable[..., Outcome]) -> None:
+    run("~variants")
+    assert model_name(last_record(), "reinforcement") == "digits"
+    assert model_name(last_record(), "reinforcement@last-layer-kd") == "digits-last-layer-kd"
 
 
 def test_a_server_without_a_registry_goes_without_the_student(
