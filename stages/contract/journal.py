@@ -69,7 +69,12 @@ class Follower:
         path = folder / JOURNAL_FILE
         if not path.is_file():
             return
-        with path.open("rb") if isinstance(path, Path) else BytesIO(path.read_bytes()) as handle:
+        try:
+            opened = path.open("rb") if isinstance(path, Path) else BytesIO(path.read_bytes())
+        except FileNotFoundError:
+            # The work folder has become an artifact since.
+            return
+        with opened as handle:
             handle.seek(self._start(handle))
             for raw in handle:
                 if not raw.endswith(b"\n"):
