@@ -26,6 +26,7 @@ from pipeline.commands import (
     runs,
     status,
     sweep,
+    sync_tracking,
     transfer,
 )
 from pipeline.config import ConfigError
@@ -57,6 +58,7 @@ app.command(epilog=gc.EPILOG)(gc.gc)
 app.command(epilog=transfer.PUSH_EPILOG)(transfer.push)
 app.command(epilog=transfer.PULL_EPILOG)(transfer.pull)
 app.command(epilog=manifests.EPILOG)(manifests.manifests)
+app.command(epilog=sync_tracking.EPILOG)(sync_tracking.sync_tracking)
 app.add_typer(data.app, name="data")
 
 

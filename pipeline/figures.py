@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from pipeline.results import Scores, tasks_of
@@ -23,6 +25,15 @@ SERIES = ("#d9822b", "#8f99a8", "#4b9b72", "#a35fb0", "#c25b6e", "#7a8f2a", "#3b
 HEAT = "Blues"
 WIDTH, HEIGHT = 7.0, 3.4
 """Inches."""
+DRAWING = Lock()
+"""Held by who saves a figure: Matplotlib draws in one thread at a time."""
+
+
+def save_stage_figures(artifact: Artifact, folder: Path) -> None:
+    """Every figure that one artifact can give, as `folder/<name>.png`."""
+    with DRAWING:
+        for name, figure in stage_figures(artifact).items():
+            figure.savefig(folder / f"{name}.png")
 
 
 def stage_figures(artifact: Artifact) -> dict[str, Figure]:

@@ -12,10 +12,11 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from types import TracebackType
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -23,9 +24,11 @@ from pipeline.config import ConfigError, Configuration
 from pipeline.executors import StageFailed, StageStopped
 from pipeline.experiment import MAIN
 from pipeline.graph import Graph, Node
+from pipeline.origin import describe_origin
 from pipeline.results import Scores, collect_scores
 from pipeline.runner import Outcome
 from stages.contract import Artifact
+from stages.contract.artifact import RUN_VARIABLE
 from stages.contract.place import Place, files_below, write_whole
 
 RUNS_FOLDER = "runs"
@@ -80,6 +83,8 @@ class RunRecord(BaseModel):
     mlflow_run_id: str | None = None
     sweep: str | None = None
     """Name of the sweep that this run is a point of."""
+    origin: dict[str, str] = {}
+    """Code, command and machine of the process that ran it last, see `pipeline.origin`."""
 
     @property
     def file_name(self) -> str:
@@ -156,11 +161,10 @@ class History:
         last = self.last(name)
         return last is not None and last.status == "finished" and last.graph == graph.fingerprint
 
-    @contextmanager
-    def recording(
+    def recorder(
         self, configuration: Configuration, graph: Graph, nodes: Sequence[Node], *, name: str = "", sweep: str = ""
-    ) -> Iterator[Recorder]:
-        """A recorder of a run of these nodes; an error that goes through closes its record.
+    ) -> Recorder:
+        """A recorder of a run that begins now, or goes on.
 
         Args:
             configuration: what is run.
@@ -169,15 +173,7 @@ class History:
             name: of the run's records, if it is not the experiment's.
             sweep: that the run is a point of.
         """
-        recorder = Recorder(self, self.begin(configuration, graph, name=name, sweep=sweep), nodes)
-        recorder.save()
-        try:
-            yield recorder
-        except BaseException as error:
-            if recorder.record.status == "running":
-                with suppress(OSError):  # the record may be what cannot be written
-                    recorder.end("stopped" if isinstance(error, KeyboardInterrupt) else "failed")
-            raise
+        return Recorder(self, self.begin(configuration, graph, name=name, sweep=sweep), nodes)
 
     def begin(self, configuration: Configuration, graph: Graph, *, name: str = "", sweep: str = "") -> RunRecord:
         """The record of a run that begins now, or of the one before if it did not come to its end."""
@@ -187,6 +183,7 @@ class History:
         if last is not None and last.graph == graph.fingerprint and last.status != "finished":
             last.status, last.ended = "running", None
             last.host, last.pid = socket.gethostname(), os.getpid()
+            last.origin = describe_origin()
             return last
         return RunRecord(
             id=secrets.token_hex(4),
@@ -200,6 +197,7 @@ class History:
             wanted={node.key: f"{node.stage}/{node.fingerprint}" for node in graph.nodes},
             committed=dict(last.committed) if last else {},
             sweep=sweep or None,
+            origin=describe_origin(),
         )
 
     def write(self, record: RunRecord) -> None:
@@ -236,16 +234,29 @@ class Recorder:
         for node in nodes:
             record.stages.setdefault(node.key, StageRun(stage=node.stage, fingerprint=node.fingerprint))
 
+    def __enter__(self) -> Self:
+        """Begin the record."""
+        self.save()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the record if an error ends the run."""
+        if error is not None and self.record.status == "running":
+            with suppress(OSError):  # the record may be what cannot be written
+                self.end("stopped" if isinstance(error, KeyboardInterrupt) else "failed")
+
     def reused(self, node: Node, artifact: Artifact) -> None:
         """Remember what was used."""
         self._stage(node, status="reused", **_dates(artifact))
         self._commit(node, artifact)
 
     def started(self, node: Node) -> dict[str, str]:
-        """Say that it runs."""
+        """Say that it runs; the stage writes into its manifest for which run."""
         self._stage(node, status="running", started=time.time(), error=None)
         self.save()
-        return {}
+        return {RUN_VARIABLE: self.record.id}
 
     def line(self, node: Node, line: Mapping[str, Any]) -> None:
         """Nothing to record: the journal is the record."""

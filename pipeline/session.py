@@ -13,12 +13,11 @@ from pipeline.decisions import EVERYTHING, Decision, Selection, decide, made_bef
 from pipeline.executors import Executor, make_executor
 from pipeline.experiment import Experiment
 from pipeline.graph import Graph, build_graph, prepare_graph
-from pipeline.history import History, Recorder, RunRecord
+from pipeline.history import History, RunRecord
 from pipeline.identity import Digests
 from pipeline.pairing import check_pairs
-from pipeline.progress import make_display
+from pipeline.progress import make_display, warner
 from pipeline.report import render
-from pipeline.results import collect_scores
 from pipeline.runner import Observer, Outcome, Runner
 from pipeline.store import Store
 from pipeline.tracking import Tracker
@@ -132,30 +131,15 @@ class Session:
         self, decisions: Sequence[Decision], console: Console, executor: Executor, keep_going: bool
     ) -> Outcome:
         nodes = [decision.node for decision in decisions]
-        with self.history.recording(self.configuration, self.graph, nodes) as recorder:
-            outcome = self._execute_tracked(decisions, console, executor, recorder, keep_going)
-            recorder.conclude(self.graph, outcome)
-        return outcome
-
-    def _execute_tracked(
-        self,
-        decisions: Sequence[Decision],
-        console: Console,
-        executor: Executor,
-        recorder: Recorder,
-        keep_going: bool,
-    ) -> Outcome:
-        def warn(message: str) -> None:
-            console.print(message, style="yellow", markup=False, soft_wrap=True)
-
-        with Tracker(self.experiment, self.graph, self.store, recorder.record, warn) as tracker:
+        recorder = self.history.recorder(self.configuration, self.graph, nodes)
+        with Tracker(self.experiment.tracking, self.store, [recorder], warner(console)) as tracker, recorder:
             with make_display(console) as display:
                 observers: list[Observer] = [recorder, tracker, display]
                 runner = Runner(self.store, self.experiment.executor, executor, observers, keep_going=keep_going)
                 outcome = runner.run(decisions)
             if outcome.executed or not self.store.report_file(self.experiment.name).is_file():
-                tracker.headline(collect_scores(self.graph, outcome.artifacts))
-                tracker.attach(self.write_report())
+                self.write_report()
+            recorder.conclude(self.graph, outcome)
         return outcome
 
 

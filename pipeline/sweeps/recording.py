@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
+from types import TracebackType
 from typing import Any
 
 from pipeline.executors import StageFailed
@@ -15,25 +16,37 @@ from pipeline.sweeps.plan import Trial
 from stages.contract import Artifact
 
 
-@contextmanager
-def recording(history: History, trials: Mapping[str, Trial], sweep: str) -> Iterator[TrialRecorders]:
-    """Open the records of `trials`, given by the names of their records; an error closes those that are open."""
-    with ExitStack() as records:
-        yield TrialRecorders(
-            [(trial, records.enter_context(_record(history, name, trial, sweep))) for name, trial in trials.items()]
-        )
-
-
 class TrialRecorders:
     """An observer of the runner that tells every record about its own nodes, by the names that it has for them."""
 
-    def __init__(self, records: list[tuple[Trial, Recorder]]) -> None:
-        """A record is closed when the evaluation of its trial is there."""
-        self._records = records
+    def __init__(self, history: History, trials: Mapping[str, Trial], sweep: str) -> None:
+        """Records of `trials`, given by their names; one is closed when the evaluation of its trial is there."""
+        self._records = [
+            (trial, history.recorder(trial.configuration, trial.graph, trial.graph.nodes, name=name, sweep=sweep))
+            for name, trial in trials.items()
+        ]
         self._users: dict[str, list[tuple[Trial, Recorder, Node]]] = defaultdict(list)
-        for trial, recorder in records:
+        for trial, recorder in self._records:
             for node in trial.graph.nodes:
                 self._users[node.fingerprint].append((trial, recorder, node))
+        self._open = ExitStack()
+
+    @property
+    def recorders(self) -> list[Recorder]:
+        """One for each trial."""
+        return [recorder for _, recorder in self._records]
+
+    def __enter__(self) -> TrialRecorders:
+        """Begin all records."""
+        for recorder in self.recorders:
+            self._open.enter_context(recorder)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close those that an error leaves open."""
+        self._open.__exit__(kind, error, trace)
 
     def reused(self, node: Node, artifact: Artifact) -> None:
         """Tell those that use it."""
@@ -41,9 +54,9 @@ class TrialRecorders:
         self._conclude_with(node, artifact)
 
     def started(self, node: Node) -> dict[str, str]:
-        """Tell those that wait for it."""
-        self._tell("started", node)
-        return {}
+        """Tell those that wait for it; the first of them counts as its maker."""
+        environments = [recorder.started(own) for _, recorder, own in self._users[node.fingerprint]]
+        return environments[0] if environments else {}
 
     def line(self, node: Node, line: Mapping[str, Any]) -> None:
         """Nothing to record: the journal is the record."""
@@ -71,7 +84,3 @@ class TrialRecorders:
         for trial, recorder, own in self._users[node.fingerprint]:
             if own.key == trial.target.key:
                 recorder.conclude(trial.graph, Outcome({own.key: artifact}))
-
-
-def _record(history: History, name: str, trial: Trial, sweep: str) -> Any:
-    return history.recording(trial.configuration, trial.graph, trial.graph.nodes, name=name, sweep=sweep)

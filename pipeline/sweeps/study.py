@@ -16,15 +16,16 @@ from pipeline.graph import prepare_graph
 from pipeline.history import History
 from pipeline.identity import Digests
 from pipeline.pairing import check_pairs
-from pipeline.progress import make_display
+from pipeline.progress import make_display, warner
 from pipeline.results import scores_of
 from pipeline.runner import Outcome, Runner
 from pipeline.session import refuse_outdated_preparation
 from pipeline.store import Store
 from pipeline.sweeps.definition import Sweep, choose
 from pipeline.sweeps.plan import Plan, Trial, make_plan
-from pipeline.sweeps.recording import recording
+from pipeline.sweeps.recording import TrialRecorders
 from pipeline.sweeps.results import Results, Value
+from pipeline.tracking import Tracker
 from stages.contract import Artifact
 from stages.contract.place import write_whole
 
@@ -81,11 +82,12 @@ class Study:
         check_pairs(experiments.values(), decisions, self.store)
         settings = self.experiment.executor
         executor = executor or make_executor(settings)
-        with recording(self.history, self._unrecorded(decisions), self.name) as recorders:
+        records = TrialRecorders(self.history, self._unrecorded(decisions), self.name)
+        with Tracker(self.experiment.tracking, self.store, records.recorders, warner(console)) as tracker, records:
             with make_display(console) as display:
-                runner = Runner(self.store, settings, executor, [recorders, display], keep_going=True)
+                runner = Runner(self.store, settings, executor, [records, tracker, display], keep_going=True)
                 outcome = runner.run(decisions)
-            recorders.conclude(outcome, self.plan.own_names)
+            records.conclude(outcome, self.plan.own_names)
         return outcome
 
     def results(self, artifacts: Mapping[str, Artifact]) -> Results:

@@ -42,6 +42,8 @@ SCRATCH_FOLDER = "scratch"
 REPLACED_SUFFIX = ".replaced"
 _SECOND_FOLDER = "again"
 _OWNER_FILE = "owner.txt"
+RUN_VARIABLE = "VLSI_RUN"
+"""Names the run of the chain that a stage works for."""
 _RECORDED_PACKAGES = ("torch", "transformers", "accelerate", "peft", "ray", "pyarrow", "pydantic")
 
 
@@ -75,7 +77,8 @@ class Manifest(BaseModel):
     started: float
     """Seconds since the epoch."""
     duration_seconds: float
-    mlflow_run_id: str | None = None
+    run: str | None = None
+    """Id of the run that made it; its record says under which MLflow run."""
     root: str = ""
     """Where below its place an artifact in an object store has its files."""
 
@@ -108,7 +111,7 @@ class Manifest(BaseModel):
             versions=_versions(),
             started=started,
             duration_seconds=time.time() - started,
-            mlflow_run_id=os.environ.get("MLFLOW_RUN_ID"),
+            run=os.environ.get(RUN_VARIABLE) or None,
             root=_root_of(folder),
         )
 
