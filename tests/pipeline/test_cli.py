@@ -12,13 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Command, FakeExecutor, summary_of
 from rich.console import Console
 
 from pipeline import cli
 from pipeline.results import Scores
 from pipeline.runner import Outcome
 from pipeline.screen import show_scores
+from tests.pipeline.conftest import Command, FakeExecutor, summary_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMANDS = "run plan status explain runs diff prepare sweep report job gc push pull".split()

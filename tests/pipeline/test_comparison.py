@@ -7,13 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import Command, Question
 
 from pipeline.comparison import compare
 from pipeline.history import RunRecord, StageRun
 from pipeline.results import Scores
 from pipeline.runner import Outcome
 from pipeline.session import Session
+from tests.pipeline.conftest import Command, Question
 
 ALONE = "~variants"
 SLOWER = "interaction.schedule.learning_rate=5e-5"

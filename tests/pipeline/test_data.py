@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import Command
 
+from tests.pipeline.conftest import Command
 from tests.stages import tiny
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FakeExecutor
 
 from pipeline.config import ConfigError
 from pipeline.decisions import Selection
@@ -15,6 +14,7 @@ from pipeline.runner import Outcome
 from pipeline.session import Session
 from stages.contract import Job
 from stages.contract.artifact import prepare_work
+from tests.pipeline.conftest import FakeExecutor
 
 CHAIN = ["capture", "verbalization", "precompute", "interaction", "reinforcement", "evaluation"]
 ALONE = "~variants"

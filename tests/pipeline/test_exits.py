@@ -6,12 +6,12 @@ import signal
 from collections.abc import Callable
 
 import pytest
-from conftest import Command, FakeExecutor, Question
 
 from pipeline import cli
 from pipeline.exits import EXIT_CODES, MEANINGS, Exit
 from pipeline.runner import Outcome
 from pipeline.session import Session
+from tests.pipeline.conftest import Command, FakeExecutor, Question
 
 ALONE = ("tracking.enabled=false", "~variants")
 STATUS_KEYS = {"key", "stage", "fingerprint", "place", "status", "reasons", "seconds"}

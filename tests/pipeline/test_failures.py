@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import Command, FakeExecutor
 
 from pipeline.session import Session
+from tests.pipeline.conftest import Command, FakeExecutor
 
 ALONE = ("~variants", "tracking.enabled=false")
 

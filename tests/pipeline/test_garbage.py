@@ -13,7 +13,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from conftest import Command
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -27,6 +26,7 @@ from stages.contract.artifact import MANIFEST_FILE, Manifest, commit, prepare_wo
 from stages.contract.files import JOB_FILE
 from stages.contract.lease import LEASE_FILE, lease
 from stages.contract.place import Place, Remote, files_below, write_whole
+from tests.pipeline.conftest import Command
 
 STAGES = ("capture", "precompute", "reinforcement")
 ALONE = "~variants"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from conftest import FakeExecutor
 
 from pipeline.config import ConfigError
 from pipeline.history import History, RunRecord
 from pipeline.runner import Outcome
 from pipeline.session import Session
+from tests.pipeline.conftest import FakeExecutor
 
 ALONE = "~variants"
 FASTER = "interaction.schedule.steps=5"

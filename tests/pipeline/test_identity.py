@@ -16,7 +16,7 @@ import pytest
 import pipeline.identity
 from pipeline.identity import Digests, MissingInput, changed_fields, fingerprint, spell
 from stages.contract import STAGES
-from stages.contract.settings import Incidental, Lora, Settings
+from stages.contract.settings import Incidental, Settings
 
 
 def leaves(settings: type[Settings], prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -37,8 +37,11 @@ def is_settings(kind: Any) -> bool:
 def with_marker(settings: Settings, path: tuple[str, ...]) -> Settings:
     """The same settings with a value at `path` that no field has by default; validation is left out on purpose."""
     name, *rest = path
-    value = getattr(settings, name)
-    inner = Lora() if value is None and rest else value
+    inner = getattr(settings, name)
+    if inner is None and rest:
+        (inner,) = (
+            kind() for kind in typing.get_args(type(settings).model_fields[name].annotation) if is_settings(kind)
+        )
     return settings.model_copy(update={name: with_marker(inner, tuple(rest)) if rest else "marker"})
 
 

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import Command, FakeExecutor
 
 from pipeline.graph import Node
 from pipeline.runner import Outcome
@@ -18,6 +17,7 @@ from pipeline.session import Session
 from stages.contract import Job, open_artifact
 from stages.contract.job import main
 from stages.contract.place import Place
+from tests.pipeline.conftest import Command, FakeExecutor
 
 ALONE = "~variants"
 SLOWER = "interaction.schedule.learning_rate=5e-5"

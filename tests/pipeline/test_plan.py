@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import Command
 from PIL import Image
 from transformers import LlavaOnevisionImageProcessor, LlavaOnevisionProcessor, Qwen2VLImageProcessor
 
@@ -18,6 +17,7 @@ from pipeline.planner.catalogue import model_size
 from pipeline.planner.facts import Facts, Options, assumed
 from pipeline.planner.plan import Planner
 from stages.contract.settings import EveryNth
+from tests.pipeline.conftest import Command
 
 REAL = (
     "qwen2vl-2b-from-7b",

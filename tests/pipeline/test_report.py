@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import TASKS, FakeExecutor, summary_of
 from rich.console import Console
 
 from pipeline import figures
@@ -18,6 +17,7 @@ from pipeline.report import render
 from pipeline.results import Scores, collect_scores
 from pipeline.session import Session
 from stages.contract.artifact import File
+from tests.pipeline.conftest import TASKS, FakeExecutor, summary_of
 
 HOSTILE = '<script>alert("1")</script> $\\frac{ & [red]'
 

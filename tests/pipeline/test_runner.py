@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FakeExecutor
 from rich.console import Console
 
 from pipeline.executors import StageFailed, StageStopped
@@ -18,6 +17,7 @@ from pipeline.runner import Outcome
 from pipeline.session import Session
 from stages.contract import Job
 from stages.contract.place import Place
+from tests.pipeline.conftest import FakeExecutor
 
 ALONE = "~variants"
 CHAIN = ["capture", "evaluation", "interaction", "precompute", "reinforcement", "verbalization"]

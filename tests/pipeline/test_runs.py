@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from conftest import Command, FakeExecutor, Question
 
 from pipeline.commands.runs import ago
 from pipeline.runner import Outcome
 from pipeline.session import Session
+from tests.pipeline.conftest import Command, FakeExecutor, Question
 
 ALONE = "~variants"
 FASTER = "interaction.schedule.steps=5"

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import FakeExecutor
 from rich.console import Console
 
 from pipeline.config import ConfigError
@@ -15,6 +14,7 @@ from pipeline.results import collect_scores
 from pipeline.runner import Outcome
 from pipeline.session import Session
 from stages.contract.place import Remote
+from tests.pipeline.conftest import FakeExecutor
 
 QUIET = Console(quiet=True)
 

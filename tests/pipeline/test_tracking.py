@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Command, FakeExecutor, Runs
 
 from pipeline.figures import save_stage_figures
 from pipeline.history import History, RunRecord
@@ -18,6 +17,7 @@ from pipeline.tracking.mirror import Mirror
 from pipeline.tracking.server import connect, experiment_id
 from pipeline.tracking.students import model_name
 from stages.contract import Journal
+from tests.pipeline.conftest import Command, FakeExecutor, Runs
 
 Track = Callable[..., Runs]
 SLOWER = "interaction.schedule.steps=5"

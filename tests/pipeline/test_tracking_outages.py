@@ -16,12 +16,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from conftest import Command, FakeExecutor, Runs
 
 from pipeline.history import RunRecord
 from pipeline.session import Session
 from stages.contract import read_journal
 from stages.contract.place import place_of
+from tests.pipeline.conftest import Command, FakeExecutor, Runs
 
 START_SECONDS = 200
 """That a server may take to start on a busy machine; alone it takes about ten."""

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import Command, FakeExecutor
 from rich.console import Console
 
 from pipeline import transfer as module
@@ -22,6 +21,7 @@ from pipeline.transfer import Depot, Transfer, plan_transfer, send, send_record
 from stages.contract import ArtifactError, Job, open_artifact
 from stages.contract.artifact import MANIFEST_FILE, commit, has_work, prepare_work
 from stages.contract.place import Place, Remote, files_below, write_whole
+from tests.pipeline.conftest import Command, FakeExecutor
 
 ALONE = ("~variants", "tracking.enabled=false")
 FASTER = "interaction.schedule.steps=5"

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Command, FakeExecutor
 from rich.console import Console
 
 from pipeline import cli
@@ -17,6 +16,7 @@ from pipeline.history import RunRecord
 from pipeline.runner import Outcome
 from pipeline.sweeps.study import Study
 from stages.contract import Job
+from tests.pipeline.conftest import Command, FakeExecutor
 
 QUIET = Console(quiet=True)
 SEEDS = [0, 1]
