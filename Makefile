@@ -11,7 +11,7 @@ MODELS ?= .venv-models
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types tests bench test-pretrained ui clean
+.PHONY: help setup demo test lint types tests test-chaos test-kube bench test-pretrained ui clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -42,7 +42,10 @@ types: $(VENV)/.installed-dev ## static types of pipeline/ and stages/
 	$(BIN)/mypy
 
 tests: $(VENV)/.installed-dev ## all tests
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
+test-chaos: $(VENV)/.installed-dev ## a run that is killed twenty times ends as an undisturbed one does (5 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -s --kills 20 tests/test_chaos.py
 
 # The baselines live beside the project's packages, which .pth makes visible, and never in its environment.
 $(BENCH)/.installed: $(VENV)/.installed tests/bench/requirements.txt
@@ -62,6 +65,9 @@ $(MODELS)/.installed: $(VENV)/.installed-dev
 
 test-pretrained: $(MODELS)/.installed ## verbalize a real language model of 135M parameters (2 minutes)
 	PYTHONPATH=$(MODELS) $(BIN)/pytest -s -m pretrained tests/stages/models/test_pretrained.py
+
+test-kube: $(VENV)/.installed-dev ## RayJobs on a real Kubernetes API server (1 minute, and 8 to build it once; Debian bookworm)
+	$(BIN)/pytest -s -m kube tests/pipeline/executors/test_kube.py
 
 ui: setup ## compare runs in MLflow
 	$(BIN)/mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///$(STORE)/mlflow.db} --port 5000

@@ -26,6 +26,8 @@ from pydantic import BaseModel, ValidationError
 from pipeline.experiment import Experiment
 
 CONF_VARIABLE = "VLSI_CONF"
+SWEEPS = "sweep"
+"""The folder of `conf/` whose files are no part of an experiment: each describes many."""
 
 
 class ConfigError(Exception):
@@ -40,6 +42,11 @@ class Configuration:
     variants: dict[str, Experiment]
     overrides: tuple[str, ...] = ()
 
+    @property
+    def experiments(self) -> tuple[Experiment, ...]:
+        """The experiment and its variants."""
+        return (self.main, *self.variants.values())
+
 
 def conf_folder() -> Path:
     """The folder of configuration files: VLSI_CONF, else `conf/` beside this package."""
@@ -53,18 +60,22 @@ def load(overrides: Sequence[str] = ()) -> Configuration:
     Raises:
         ConfigError: naming every mistake.
     """
-    main = _experiment(overrides)
+    main = load_experiment(overrides)
     variants = {}
     for name, changes in main.variants.items():
         try:
-            variants[name] = _experiment([*overrides, *changes])
+            variants[name] = load_experiment([*overrides, *changes])
         except ConfigError as error:
             raise ConfigError(f"variants.{name}: {error}") from error
     return Configuration(main, variants, tuple(overrides))
 
 
-def _experiment(overrides: Sequence[str]) -> Experiment:
-    """One experiment from the files and `overrides`, in order."""
+def load_experiment(overrides: Sequence[str] = ()) -> Experiment:
+    """Compose and validate one experiment from the files and `overrides`, in order, without its variants.
+
+    Raises:
+        ConfigError: naming every mistake.
+    """
     folder = conf_folder()
     if not (folder / "config.yaml").is_file():
         raise ConfigError(f"{folder} has no config.yaml; set {CONF_VARIABLE} to a folder laid out like `conf/`")
@@ -121,8 +132,10 @@ def _forced(override: Override) -> str:
 
 
 def _check_option(folder: Path, override: Override) -> None:
-    """Refuse `experiment=NAME` when there is no such file."""
+    """Refuse `experiment=NAME` when there is no such file, and sweeps, which have a command of their own."""
     group, option = override.key_or_group, str(override.value())
+    if group == SWEEPS:
+        raise ConfigError(f"sweep: a single experiment has none; use `vlsi sweep sweep={option}`")
     options = sorted(path.stem for path in (folder / group).glob("*.yaml"))
     if option not in options:
         hint = _hint(option, options) or ";"
@@ -145,9 +158,14 @@ def _refuse_shared(composed: Any, overrides: Sequence[Override]) -> None:
 
 def _sentence(folder: Path, data: Any, detail: Any) -> str:
     """One pydantic error as a sentence: key, what was found, what is allowed."""
-    key = ".".join(str(part) for part in detail["loc"])
+    key = _key(data, detail["loc"])
+    if detail["type"] == "union_tag_invalid":
+        return f"{key}.kind: {detail['ctx']['tag']!r} is unknown; allowed: {detail['ctx']['expected_tags']}"
     if detail["type"] == "extra_forbidden":
         known = [*_known_keys(Experiment), *_groups(folder)]
+        if key in known:
+            section = key.partition(".")[0]
+            return f"{key}: {section}={data[section]['kind']} has no such key; it belongs to another {section}"
         return f"{_origin(folder, data, key)}{key}: unknown key{_hint(key, known)}"
     if detail["type"] == "missing":
         return f"{key}: a value is missing"
@@ -156,6 +174,17 @@ def _sentence(folder: Path, data: Any, detail: Any) -> str:
         return message
     found = "" if isinstance(detail["input"], dict) else f"{without_secret(repr(detail['input']))} is not valid: "
     return f"{key}: {found}{message[0].lower()}{message[1:]}"
+
+
+def _key(data: Any, loc: Sequence[str | int]) -> str:
+    """Where an error is, as a person would write it: pydantic also names the kind of a section that has several."""
+    parts = []
+    for part in loc:
+        if isinstance(data, dict) and part not in data and part == data.get("kind"):
+            continue
+        parts.append(str(part))
+        data = data.get(part) if isinstance(data, dict) else None
+    return ".".join(parts)
 
 
 def without_secret(text: str) -> str:

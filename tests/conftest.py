@@ -1,4 +1,4 @@
-"""An object store for whoever wants one."""
+"""What all tests share: how they are dealt to processes, and an object store for whoever wants one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,21 @@ import pytest
 
 from stages.contract.place import Remote
 from tests.object_store import BUCKET, ENVIRONMENT, Server, serve
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How much chaos there is."""
+    parser.addoption("--kills", type=int, default=6, help="kills in tests/test_chaos.py, over all six stages")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests stay in one process, for its fixtures; those with a Ray share one too, and begin first."""
+    items.sort(key=lambda item: "ray" not in item.keywords)
+    for item in items:
+        uses_ray = "ray" in item.keywords
+        item.add_marker(pytest.mark.xdist_group("ray" if uses_ray else item.nodeid.partition("::")[0]))
+        if uses_ray:
+            item.add_marker(pytest.mark.flaky(reruns=1))
 
 
 @pytest.fixture(scope="session")

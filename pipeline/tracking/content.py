@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.history import RunRecord, StageRun
-from pipeline.identity import fingerprint, flat, flatten, spell
+from pipeline.identity import dotted, fingerprint, flatten, spell
 from pipeline.store import Store
 from stages.contract import Artifact, Job, open_artifact
 from stages.contract.artifact import has_work, work_folder
@@ -81,7 +81,7 @@ def state_of(record: RunRecord | StageRun) -> str:
 def configuration_params(configuration: dict[str, Any]) -> list[Param]:
     """What runs are compared by: every setting that can change a result, under the same key in every run."""
     compared = {key: value for key, value in configuration.items() if key not in _NOT_COMPARED}
-    return _params(flat(compared))
+    return _params(dotted(compared))
 
 
 def identity_params(identity: dict[str, Any]) -> list[Param]:

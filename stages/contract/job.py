@@ -1,6 +1,7 @@
 """A job: everything one stage needs to know, and the program that carries it out.
 
     python -m stages.interaction --job job.json
+    python -m stages.interaction --job "$VLSI_JOB"
     python -m stages.interaction --help
 
 The same line is what a container runs, what `ray job submit` submits, what a RayJob's entrypoint
@@ -17,18 +18,21 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
 
 from stages.contract import settings as s
 from stages.contract.artifact import ArtifactError, Manifest, commit, folder_of, open_artifact, prepare_work, reopen
+from stages.contract.failures import explain
 from stages.contract.files import JOB_FILE
 from stages.contract.lease import lease
 from stages.contract.place import Place, Remote, absolute, place_of, write_whole
 
 S = TypeVar("S", bound=s.Settings)
+EXIT_FAILED = 1
+EXIT_INVALID = 2
+EXIT_STOPPED = 3
 SIDE_CPUS = 0.5
 """Of an actor that encodes samples, and of a task that writes a shard."""
 
@@ -269,37 +273,48 @@ def _execute(job: Job, run: Run, output: Place) -> Manifest:
 def main(name: str, argv: list[str] | None = None) -> int:
     """The command line of one stage: `python -m stages.<name>`."""
     stage = STAGES[name]
-    run: Run = importlib.import_module(f"stages.{name}").run
     parser = argparse.ArgumentParser(
         prog=f"python -m stages.{name}",
         description=f"{name}: {stage.summary}.",
         epilog=_describe(stage),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--job", required=True, metavar="FILE", help="the job as JSON; `vlsi job STAGE` writes it")
+    what = "the job: a file, an object's URL, or the JSON itself; `vlsi job STAGE` writes it"
+    parser.add_argument("--job", required=True, metavar="FILE", help=what)
     parser.add_argument("--output", metavar="PLACE", help="put the artifact there instead of where the job says")
     parser.add_argument("--force", action="store_true", help="make the artifact anew even if it exists")
     arguments = parser.parse_args(argv)
     try:
-        job = Job.model_validate_json(Path(arguments.job).read_text())
+        job = _read_job(arguments.job)
         changes = {"output": arguments.output and absolute(arguments.output), "force": arguments.force}
         job = job.model_copy(update={key: value for key, value in changes.items() if value})
         if job.stage != name:
-            raise ValueError(f"{arguments.job} is a job for stage {job.stage}, not {name}")
+            raise ValueError(f"it is a job for stage {job.stage}, not {name}")
     except (OSError, ValidationError, ValueError) as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return 2
+        return _end(EXIT_INVALID, name, str(error))
     signal.signal(signal.SIGTERM, _stop)
     try:
-        manifest = execute(job, run)
+        manifest = execute(job, importlib.import_module(f"stages.{name}").run)
     except Stopped as stopped:
-        print(f"{name}: stopped, {stopped}", file=sys.stderr)
-        return 3
+        return _end(EXIT_STOPPED, name, f"stopped, {stopped}")
     except (StageError, ArtifactError) as error:
-        print(f"{name}: {str(error).removeprefix(f'{name}: ')}", file=sys.stderr)
-        return 1
+        return _end(EXIT_FAILED, name, str(error).removeprefix(f"{name}: "))
+    except Exception as error:
+        sentence = explain(error, job.output)
+        if sentence is None:
+            raise
+        return _end(EXIT_FAILED, name, sentence)
     print(f"{name}: {job.output} ({manifest.duration_seconds:.1f} s)")
     return 0
+
+
+def _read_job(job: str) -> Job:
+    return Job.model_validate_json(job if job.lstrip().startswith("{") else place_of(job).read_text())
+
+
+def _end(code: int, stage: str, sentence: str) -> int:
+    print(f"{stage}: {sentence}", file=sys.stderr)
+    return code
 
 
 def _stop(*_: object) -> NoReturn:

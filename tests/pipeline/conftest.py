@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 Command = Callable[..., tuple[int, str]]
+Question = Callable[..., tuple[int, Any]]
 
 TASKS = ("which-digit", "read-a-row", "largest", "how-many", "add-a-column", "sort-a-row", "even-or-odd")
 BAD = [BadLine("7", 8, "image 7.png cannot be read: OSError"), BadLine("line 12", 12, "invalid UTF-8")]
@@ -117,7 +119,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def unpaired(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny files have no processors to compare; tests of the comparison itself are marked `paired`."""
     if "paired" not in request.keywords:
-        monkeypatch.setattr("pipeline.session.check_pairs", lambda *_: None)
+        monkeypatch.setattr("pipeline.pairing._check", lambda *_: None)
 
 
 @pytest.fixture
@@ -131,10 +133,11 @@ def run(world: Path, executor: FakeExecutor, monkeypatch: pytest.MonkeyPatch) ->
     """Run an experiment as `vlsi run` does, without MLflow and figures; everything is read afresh each time."""
     monkeypatch.setattr("pipeline.session.render", lambda *_: "")
 
-    def run(*overrides: str, **selection: str) -> Outcome:
+    def run(*overrides: str, keep_going: bool = False, **selection: str) -> Outcome:
         executor.jobs.clear()
         session = Session.open(["tracking.enabled=false", *overrides])
-        return session.execute(session.decide(Selection(**selection)), Console(quiet=True), executor)
+        decisions = session.decide(Selection(**selection))
+        return session.execute(decisions, Console(quiet=True), executor, keep_going=keep_going)
 
     return run
 
@@ -216,9 +219,34 @@ def call_vlsi(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
         for console in (commands.out, commands.err):
             monkeypatch.setattr(console, "_width", width)
         monkeypatch.setattr(sys, "argv", ["vlsi", *arguments])
+        capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             cli.main()
         printed = capsys.readouterr()
         return int(ended.value.code or 0), printed.out + printed.err
 
     return call_vlsi
+
+
+@pytest.fixture
+def vlsi(world: Path, executor: FakeExecutor, monkeypatch: pytest.MonkeyPatch, call_vlsi: Command) -> Command:
+    """Call `vlsi` in this process, with stages that only write; exit code and everything printed."""
+    monkeypatch.setattr("pipeline.session.make_executor", lambda settings: executor)
+    monkeypatch.setattr("pipeline.session.render", lambda *_: "")
+    return call_vlsi
+
+
+@pytest.fixture
+def ask_vlsi(vlsi: Command) -> Question:
+    """Call `vlsi … --json` in the same way; exit code and the document, which is all that stdout holds.
+
+    Stages that only write print in this process what a real one prints into its log.
+    """
+
+    def ask_vlsi(*arguments: str) -> tuple[int, Any]:
+        with redirect_stdout(io.StringIO()) as printed:
+            code, _ = vlsi(*arguments, "--json")
+        ours = [line for line in printed.getvalue().splitlines() if not line.startswith("capture: ")]
+        return code, json.loads("\n".join(ours))
+
+    return ask_vlsi

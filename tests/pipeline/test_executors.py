@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.executors import StageFailed
+from pipeline.execution import KubeRay, Local, RayJobs
+from pipeline.executors import StageFailed, StageStopped, make_executor
+from pipeline.executors.cluster import ClusterExecutor
 from pipeline.executors.local import LocalExecutor
-from pipeline.experiment import Execution
 from stages.contract import Job
 from stages.contract.settings import CaptureSettings
 
@@ -19,7 +20,7 @@ from stages.contract.settings import CaptureSettings
 def executor(monkeypatch: pytest.MonkeyPatch) -> LocalExecutor:
     """A local executor that takes a Ray for given."""
     monkeypatch.setenv("RAY_ADDRESS", "somewhere:1")
-    return LocalExecutor(Execution())
+    return LocalExecutor(Local())
 
 
 def job(stage: str, tmp_path: Path) -> Job:
@@ -61,4 +62,18 @@ def test_nothing_starts_after_leaving(executor: LocalExecutor, tmp_path: Path) -
     with executor:
         pass
     with pytest.raises(StageFailed, match="the run was stopped"):
+        executor.run(job("capture", tmp_path), tmp_path / "log", {})
+
+
+def test_each_kind_has_an_executor() -> None:
+    made = [make_executor(settings) for settings in (Local(), RayJobs(), KubeRay())]
+    assert [type(executor) for executor in made] == [LocalExecutor, ClusterExecutor, ClusterExecutor]
+
+
+@pytest.mark.parametrize("code", [3, -15])
+def test_a_stage_that_was_stopped_is_told_from_one_that_failed(
+    executor: LocalExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    monkeypatch.setattr(executor, "_wait", lambda *_: code)
+    with executor, pytest.raises(StageStopped, match="capture was stopped from outside"):
         executor.run(job("capture", tmp_path), tmp_path / "log", {})
