@@ -88,8 +88,8 @@ class RunRecord(BaseModel):
 
     @property
     def file_name(self) -> str:
-        """Sorted by name, records are sorted by time."""
-        return f"{int(self.started):012d}-{self.id}.json"
+        """Sorted by name, records are sorted by time, to the millisecond."""
+        return f"{int(self.started * 1000):015d}-{self.id}.json"
 
     @property
     def state(self) -> str:

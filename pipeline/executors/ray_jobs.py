@@ -25,6 +25,7 @@ from pipeline.executors.cluster import (
     as_variable,
 )
 from stages.contract import Job
+from stages.contract.artifact import RUN_VARIABLE
 from stages.contract.job import EXIT_INVALID, EXIT_STOPPED
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ class RayCluster:
 def metadata_of(job: Job, environment: dict[str, str]) -> dict[str, str]:
     """What a job on a cluster tells of itself to people."""
     told = {"stage": job.stage, "fingerprint": job.fingerprint, "output": job.output}
-    return told | ({"mlflow_run": environment["MLFLOW_RUN_ID"]} if "MLFLOW_RUN_ID" in environment else {})
+    return told | ({"run": environment[RUN_VARIABLE]} if RUN_VARIABLE in environment else {})
 
 
 def _connected(address: str | None) -> JobSubmissionClient:

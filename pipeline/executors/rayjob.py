@@ -36,7 +36,7 @@ def make_rayjob(job: Job, settings: KubeRay, environment: dict[str, str] | None 
     Args:
         job: what the stage is told.
         settings: what its pods look like.
-        environment: variables of this run alone, such as MLFLOW_RUN_ID.
+        environment: variables of this run alone, such as VLSI_RUN.
     """
     pod = settings.pod_of(job.stage)
     variables = settings.environment | (environment or {})

@@ -14,19 +14,22 @@ SWITCH = "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"
 
 
 class MachineMonitor:
-    """Writes `system/<host>/…` of this machine to one run, from a thread of its own."""
+    """Writes `system/<host>/…` of this machine to one run at a time, from a thread of its own."""
 
     def __init__(self, uri: str) -> None:
         """Nothing is measured yet."""
         self._uri = uri
         self._monitor: SystemMetricsMonitor | None = None
+        self._run_id: str | None = None
 
     def watch(self, run_id: str) -> None:
         """Begin, or go on where an earlier process stopped; MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL is honoured."""
-        if self._monitor is not None or os.environ.get(SWITCH, "true").lower() not in ("true", "1"):
+        if self._run_id == run_id or os.environ.get(SWITCH, "true").lower() not in ("true", "1"):
             return
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
+        self.leave()
+        self._run_id = run_id
         self._monitor = SystemMetricsMonitor(
             run_id, node_id=socket.gethostname(), resume_logging=True, tracking_uri=self._uri
         )
@@ -36,4 +39,4 @@ class MachineMonitor:
         """Stop; it ends by itself at the first request that fails, and can then be begun again."""
         if self._monitor is not None:
             self._monitor.finish()
-            self._monitor = None
+            self._monitor = self._run_id = None

@@ -89,10 +89,6 @@ class Mirror:
         self._client.set_terminated(run_id, "FINISHED")
         return run_id
 
-    def above(self, record: RunRecord) -> str | None:
-        """MLflow's id of the run that a run is a point of."""
-        return self.sweep(record.sweep) if record.sweep else None
-
     def _runs(self, record: RunRecord) -> dict[str, Run]:
         """The MLflow runs of a record, by node key; of two by accident the older one."""
         return {run.data.tags.get(STAGE_TAG, PARENT): run for run in self._search(f"tags.`{RUN_TAG}` = '{record.id}'")}
@@ -113,7 +109,7 @@ class Mirror:
             "student": record.configuration["student"]["path"],
             "overrides": " ".join(record.overrides)[:_TAG_CHARACTERS],
         }
-        return tags | {_PARENT_TAG: above} if (above := self.above(record)) else tags
+        return tags | {_PARENT_TAG: self.sweep(record.sweep)} if record.sweep else tags
 
     def _open(self, run: Run, record: RunRecord) -> None:
         """A run that goes on is running again, perhaps on another machine."""

@@ -128,7 +128,7 @@ class Tracker:
                     self._brought[record.id] = record
             self._warnings = list(self._mirror.warnings)
             if running := [record for record in self._snapshots if record.status == "running"]:
-                self._machine.watch(self._mirror.above(running[0]) or self._ids[running[0].id][PARENT])
+                self._machine.watch(self._ids[running[0].id][PARENT])
             self._error = None
         except Exception as error:
             # What the mirror and the monitor remember may not have arrived.

@@ -35,8 +35,24 @@ def mirror(world: Path) -> Mirror:
     return Mirror(client, experiment_id(client, "vlsi", store), store)
 
 
-def test_a_run_is_a_parent_with_a_child_for_every_stage(track: Track, world: Path) -> None:
-    runs = track()
+@pytest.fixture(scope="module")
+def kept() -> dict[str, Path]:
+    """Where the run that tests share is."""
+    return {}
+
+
+@pytest.fixture
+def runs(kept: dict[str, Path], world: Path, track: Track, monkeypatch: pytest.MonkeyPatch) -> Runs:
+    """What MLflow knows after one run; shared by the tests that only look."""
+    if not kept:
+        track()
+        kept["world"] = world
+    monkeypatch.setenv("VLSI_STORE", str(kept["world"] / "store"))
+    monkeypatch.chdir(kept["world"])
+    return Runs(f"sqlite:///{kept['world'] / 'store' / 'mlflow.db'}")
+
+
+def test_a_run_is_a_parent_with_a_child_for_every_stage(runs: Runs, kept: dict[str, Path]) -> None:
     (parent,) = runs.parents
     assert (parent.info.status, parent.info.run_name) == ("FINISHED", "digits")
     assert parent.data.metrics == {f"accuracy{suffix}": 0.65 for suffix in ("", ".teacher", ".backbone")}
@@ -49,11 +65,10 @@ def test_a_run_is_a_parent_with_a_child_for_every_stage(track: Track, world: Pat
     assert runs.steps(interaction) == [1, 2, 3]
     assert runs.files(interaction) == {"figures/a.png", "summary.json", "identity.json"}
     experiment = runs.client.get_experiment(runs.experiment_id)
-    assert experiment.artifact_location == (world / "store" / "mlruns").as_uri()
+    assert experiment.artifact_location == (kept["world"] / "store" / "mlruns").as_uri()
 
 
-def test_parent_and_stage_are_compared_by_the_same_keys(track: Track) -> None:
-    runs = track()
+def test_parent_and_stage_are_compared_by_the_same_keys(runs: Runs) -> None:
     (parent,) = runs.parents
     interaction = runs.children["interaction"].data.params
     assert parent.data.params["interaction.schedule.learning_rate"] == "0.002"
@@ -62,16 +77,14 @@ def test_parent_and_stage_are_compared_by_the_same_keys(track: Track) -> None:
     assert set(interaction) - shared == {"interaction.version"}
 
 
-def test_data_is_an_input_with_its_digest(track: Track) -> None:
-    runs = track()
+def test_data_is_an_input_with_its_digest(runs: Runs) -> None:
     (node,) = Session.open(["~variants"]).graph.named("capture")
     (read,) = runs.children["interaction"].inputs.dataset_inputs
     assert (read.dataset.name, read.dataset.digest) == ("train", node.identity["inputs"]["samples"])
     assert {entry.dataset.name for entry in runs.parents[0].inputs.dataset_inputs} == {"train", "test"}
 
 
-def test_code_command_and_machine_are_on_every_run(track: Track) -> None:
-    runs = track()
+def test_code_command_and_machine_are_on_every_run(runs: Runs) -> None:
     origin = last_record().origin
     assert {"host", "hardware.cpu", "hardware.cores", "hardware.memory_gb", "mlflow.source.name"} <= set(origin)
     for run in (runs.parents[0], runs.children["capture"]):
@@ -79,16 +92,14 @@ def test_code_command_and_machine_are_on_every_run(track: Track) -> None:
     assert "version.torch" in runs.children["capture"].data.tags
 
 
-def test_the_record_knows_its_runs_in_mlflow(track: Track) -> None:
-    runs = track()
+def test_the_record_knows_its_runs_in_mlflow(runs: Runs) -> None:
     record = last_record()
     assert record.mlflow_run_id == runs.parents[0].info.run_id
     known = {key: stage.mlflow_run_id for key, stage in record.stages.items()}
     assert known == {key: child.info.run_id for key, child in runs.children.items()}
 
 
-def test_times_are_those_of_the_run(track: Track) -> None:
-    runs = track()
+def test_times_are_those_of_the_run(runs: Runs) -> None:
     record = last_record()
     (parent,) = runs.parents
     assert parent.info.start_time == round(record.started * 1000)
@@ -100,8 +111,7 @@ def test_times_are_those_of_the_run(track: Track) -> None:
     assert sorted(entry.timestamp for entry in logged) == [round(time * 1000) for time in written]
 
 
-def test_the_samples_that_a_stage_left_out_are_counted_and_listed(track: Track) -> None:
-    runs = track()
+def test_the_samples_that_a_stage_left_out_are_counted_and_listed(runs: Runs) -> None:
     capture, precompute = runs.children["capture"], runs.children["precompute"]
     assert (capture.data.metrics["quarantined"], precompute.data.metrics["quarantined"]) == (2, 0)
     table = json.loads(Path(runs.client.download_artifacts(capture.info.run_id, "quarantine.json")).read_text())
@@ -215,8 +225,7 @@ def test_the_points_of_a_sweep_are_siblings_below_it(track: Track, world: Path) 
     assert len(below) == 2
 
 
-def test_a_student_leads_back_to_everything_it_was_made_from(track: Track, world: Path) -> None:
-    runs = track()
+def test_a_student_leads_back_to_everything_it_was_made_from(runs: Runs, kept: dict[str, Path]) -> None:
     graph = Session.open(["~variants"]).graph
     (version,) = runs.client.search_model_versions("name = 'digits'")
     tags = version.tags
@@ -230,7 +239,7 @@ def test_a_student_leads_back_to_everything_it_was_made_from(track: Track, world
     inputs = graph.named("capture")[0].identity["inputs"]
     assert (tags["teacher.digest"], tags["data.digest"]) == (inputs["teacher"], inputs["samples"])
     assert (tags["teacher"], tags["backbone"]) == tuple(
-        str(world / "store" / "prepared" / "digits" / name) for name in ("teacher", "backbone")
+        str(kept["world"] / "store" / "prepared" / "digits" / name) for name in ("teacher", "backbone")
     )
     assert tags["run"] == last_record().id
     assert tags["configuration"] == f"runs:/{runs.parents[0].info.run_id}/config.yaml"

@@ -65,10 +65,10 @@ def pod(reason: str = "", message: str = "", *, scheduled: bool = True, terminat
 
 
 def test_the_rayjob_is_created_with_this_runs_variables(api: KubeApi, cluster: KubeRayCluster, job: Job) -> None:
-    assert cluster.submit(job, {"MLFLOW_RUN_ID": "7"}) == NAME
+    assert cluster.submit(job, {"VLSI_RUN": "7"}) == NAME
     head = api.rayjobs[NAME]["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
     variables = {variable["name"]: variable["value"] for variable in head["env"]}
-    assert variables["MLFLOW_RUN_ID"] == "7"
+    assert variables["VLSI_RUN"] == "7"
     assert Job.model_validate_json(variables["VLSI_JOB"]) == job
 
 

@@ -79,17 +79,17 @@ def cluster(client: FakeClient) -> RayCluster:
 
 
 def test_the_job_travels_with_the_submission(cluster: RayCluster, client: FakeClient, job: Job) -> None:
-    assert cluster.submit(job, {"MLFLOW_RUN_ID": "7"}) == f"{NAME}-1"
+    assert cluster.submit(job, {"VLSI_RUN": "7"}) == f"{NAME}-1"
     (asked,) = client.asked
     assert asked["entrypoint"] == 'python -m stages.capture --job "$VLSI_JOB"'
     variables = asked["runtime_env"]["env_vars"]
     assert Job.model_validate_json(variables["VLSI_JOB"]) == job
-    assert (variables["HF_HOME"], variables["MLFLOW_RUN_ID"]) == ("/models", "7")
+    assert (variables["HF_HOME"], variables["VLSI_RUN"]) == ("/models", "7")
     assert asked["metadata"] == {
         "stage": "capture",
         "fingerprint": job.fingerprint,
         "output": job.output,
-        "mlflow_run": "7",
+        "run": "7",
     }
     assert asked["entrypoint_num_cpus"] == 0
 
