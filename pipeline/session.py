@@ -137,7 +137,7 @@ class Session:
                 observers: list[Observer] = [recorder, tracker, display]
                 runner = Runner(self.store, self.experiment.executor, executor, observers, keep_going=keep_going)
                 outcome = runner.run(decisions)
-            if outcome.executed or not self.store.report_file(self.experiment.name).is_file():
+            if outcome.executed or (outcome.artifacts and not self.store.report_file(self.experiment.name).is_file()):
                 self.write_report()
             recorder.conclude(self.graph, outcome)
         return outcome
