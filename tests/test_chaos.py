@@ -76,6 +76,7 @@ def overrides(root: Path, store: Path) -> list[str]:
         f"data.train={root / 'data' / 'samples.jsonl'}",
         f"data.test={root / 'data' / 'samples.jsonl'}",
         "data.preprocessing.max_bad_fraction=0.2",
+        "evaluation.max_new_tokens=8",
         "executor.parallel_stages=1",
         *(f"{stage}.shard_samples=1" for stage in IN_SHARDS),
         *(f"{stage}.schedule.{key}={value}" for stage in TRAINED for key, value in SCHEDULE.items()),
