@@ -66,7 +66,7 @@ class Kill:
     calls: int
 
     def __str__(self) -> str:
-        return f"the {self.target} in {self.stage}, after {self.line} lines and {self.calls} calls"
+        return f"{self.stage} ({self.target}), after {self.line} lines and {self.calls} calls"
 
 
 SPARE = Kill("evaluation", "stage", 1, 0)
