@@ -18,7 +18,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,9 @@ class Kill:
     target: str
     line: int
     calls: int
+
+    def __str__(self) -> str:
+        return f"{self.stage} ({self.target}), after {self.line} lines and {self.calls} calls"
 
 
 SPARE = Kill("evaluation", "stage", 1, 0)
@@ -142,7 +145,7 @@ class Chaos:
         if self._mark.is_file():
             self._mark.unlink()
             self._done += 1
-            print(f"kill {self._done}: {asdict(self._kills.pop(0))}", flush=True)
+            print(f"kill {self._done}: {self._kills.pop(0)}", flush=True)
 
     def _start_ray(self) -> str:
         address = self._folder / "ray.txt"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +38,18 @@ OF_THE_RUN = ("peak_memory_bytes", "waiting_share")
 
 
 def plan(count: int, seed: int) -> list[Kill]:
-    """So many kills over all stages, in their order; on Ray first, and where the stage lives on last."""
-    source = random.Random(seed)
+    """So many kills over all stages, in their order; on Ray first, and where the stage may live on last."""
+    source, lasts = random.Random(seed), cycle(TARGETS)
     kills = []
     for place, stage in enumerate(STAGES):
-        own = len(range(place, count, len(STAGES)))
-        targets = [source.choice(TARGETS[1:]) for _ in range(own - 1)] + [TARGETS[(place + seed) % len(TARGETS)]]
-        if own and stage in ON_RAY:
-            targets = [ON_RAY[stage], *targets[1:]]
+        targets = [source.choice(("both", "stage")) for _ in range(place, count, len(STAGES))]
+        if targets and stage in ON_RAY:
+            targets[0] = ON_RAY[stage]
+        elif targets:
+            targets[-1] = next(lasts)
         kills += [
-            Kill(stage, target, source.randint(1, SAMPLES // 3), source.randint(0, MOST_CALLS))
-            for target in targets[:own]
+            Kill(stage, target, line=source.randint(1, SAMPLES // 3), calls=source.randint(0, MOST_CALLS))
+            for target in targets
         ]
     return kills
 
@@ -74,6 +76,7 @@ def overrides(root: Path, store: Path) -> list[str]:
         f"data.train={root / 'data' / 'samples.jsonl'}",
         f"data.test={root / 'data' / 'samples.jsonl'}",
         "data.preprocessing.max_bad_fraction=0.2",
+        "evaluation.max_new_tokens=8",
         "executor.parallel_stages=1",
         *(f"{stage}.shard_samples=1" for stage in IN_SHARDS),
         *(f"{stage}.schedule.{key}={value}" for stage in TRAINED for key, value in SCHEDULE.items()),
