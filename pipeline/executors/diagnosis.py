@@ -117,7 +117,8 @@ def translated(error: Any, what: str, namespace: str) -> Exception:
     if error.status == 403:
         return StageFailed(f"Kubernetes does not let us {what} in namespace {namespace}: bind the Role of k8s/base")
     if error.status == 404 and _message(error) is None:
-        return StageFailed("the Kubernetes cluster knows no RayJobs (ray.io/v1): install the KubeRay operator")
+        # So does a server that has just been started, for a moment.
+        return Unreachable("the Kubernetes cluster knows no RayJobs (ray.io/v1): install the KubeRay operator")
     return StageFailed(f"Kubernetes refuses to {what} in namespace {namespace}: {_message(error) or error.reason}")
 
 

@@ -110,7 +110,11 @@ class Operator(threading.Thread):
         step = self.seen.get(uid, 0)
         if step < len(self._script):
             self._server.objects.patch_namespaced_custom_object_status(
-                **RAYJOBS, namespace=NAMESPACE, name=NAME, body={"status": self._script[step]}
+                **RAYJOBS,
+                namespace=NAMESPACE,
+                name=NAME,
+                body=[{"op": "add", "path": "/status", "value": self._script[step]}],
+                _content_type="application/json-patch+json",
             )
         self.seen[uid] = step + 1
 

@@ -230,7 +230,6 @@ def test_stopping_deletes_and_may_come_late(api: KubeApi, cluster: KubeRayCluste
     [
         (failure(403, "Forbidden", "rayjobs is forbidden"), "does not let us create RayJobs in namespace vlsi: bind"),
         (failure(401, "Unauthorized", "Unauthorized"), "does not know who we are"),
-        ((404, "404 page not found\n"), "knows no RayJobs (ray.io/v1): install the KubeRay operator"),
         (failure(404, "NotFound", 'namespaces "vlsi" not found'), 'namespace vlsi: namespaces "vlsi" not found'),
         (failure(422, "Invalid", "spec.entrypoint: wrong"), "refuses to create RayJobs in namespace vlsi: spec.entry"),
     ],
@@ -242,6 +241,15 @@ def test_a_refusal_is_one_sentence(
     api.refusal = refusal
     with pytest.raises(StageFailed, match=re.escape(sentence)):
         cluster.submit(job, {})
+
+
+def test_a_server_that_has_just_been_started_does_not_know_rayjobs_yet(
+    api: KubeApi, cluster: KubeRayCluster, job: Job
+) -> None:
+    cluster.submit(job, {})
+    api.refusal = (404, "404 page not found\n")
+    with pytest.raises(Unreachable, match="knows no RayJobs"):
+        cluster.state(NAME)
 
 
 @pytest.mark.parametrize("code", [409, 429, 500, 503])
