@@ -9,7 +9,7 @@ from typing import NoReturn
 import typer
 from rich.markup import escape
 
-from pipeline.commands import EXIT_CODES, data, err, explain, job, plan, prepare, report, run, status
+from pipeline.commands import EXIT_CODES, data, err, explain, job, manifests, plan, prepare, report, run, status
 from pipeline.config import ConfigError
 from pipeline.decisions import FORCE_ALL
 from stages.contract import ArtifactError
@@ -32,6 +32,7 @@ app.command(epilog=explain.EPILOG)(explain.explain)
 app.command(epilog=prepare.EPILOG)(prepare.prepare)
 app.command(epilog=report.EPILOG)(report.report)
 app.command(epilog=job.EPILOG)(job.job)
+app.command(epilog=manifests.EPILOG)(manifests.manifests)
 app.add_typer(data.app, name="data")
 
 

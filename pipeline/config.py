@@ -145,9 +145,14 @@ def _refuse_shared(composed: Any, overrides: Sequence[Override]) -> None:
 
 def _sentence(folder: Path, data: Any, detail: Any) -> str:
     """One pydantic error as a sentence: key, what was found, what is allowed."""
-    key = ".".join(str(part) for part in detail["loc"])
+    key = _key(data, detail["loc"])
+    if detail["type"] == "union_tag_invalid":
+        return f"{key}.kind: {detail['ctx']['tag']!r} is unknown; allowed: {detail['ctx']['expected_tags']}"
     if detail["type"] == "extra_forbidden":
         known = [*_known_keys(Experiment), *_groups(folder)]
+        if key in known:
+            section = key.partition(".")[0]
+            return f"{key}: {section}={data[section]['kind']} has no such key; it belongs to another {section}"
         return f"{_origin(folder, data, key)}{key}: unknown key{_hint(key, known)}"
     if detail["type"] == "missing":
         return f"{key}: a value is missing"
@@ -156,6 +161,17 @@ def _sentence(folder: Path, data: Any, detail: Any) -> str:
         return message
     found = "" if isinstance(detail["input"], dict) else f"{without_secret(repr(detail['input']))} is not valid: "
     return f"{key}: {found}{message[0].lower()}{message[1:]}"
+
+
+def _key(data: Any, loc: Sequence[str | int]) -> str:
+    """Where an error is, as a person would write it: pydantic also names the kind of a section that has several."""
+    parts = []
+    for part in loc:
+        if isinstance(data, dict) and part not in data and part == data.get("kind"):
+            continue
+        parts.append(str(part))
+        data = data.get(part) if isinstance(data, dict) else None
+    return ".".join(parts)
 
 
 def without_secret(text: str) -> str:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, field_validator, model_validator
 
-from stages.contract import STAGES, Resources
+from pipeline.execution import AnyExecution
 from stages.contract.place import Remote, absolute, place_of
 from stages.contract.settings import (
     CaptureSettings,
@@ -102,30 +102,6 @@ class Data(Section):
         return f"{path}#{self.format}" if stated else path
 
 
-class Execution(Section):
-    """Where stages run and how many at once; never part of a fingerprint."""
-
-    kind: Literal["local"] = "local"
-    parallel_stages: int = Field(default=2, ge=1)
-    """Stages that do not need each other run side by side, up to this many."""
-    cpus: int | None = Field(default=None, ge=1)
-    """CPUs that the local Ray hands out; None gives every parallel stage what it asks for."""
-    resources: dict[str, Resources] = {}
-    """By stage, or for one node alone, such as `evaluation@teacher`."""
-
-    @field_validator("resources")
-    @classmethod
-    def _known_stages(cls, resources: dict[str, Resources]) -> dict[str, Resources]:
-        if unknown := sorted(key for key in resources if key.partition("@")[0] not in STAGES):
-            raise ValueError(f"{', '.join(unknown)} is no stage; allowed: {', '.join(STAGES)}")
-        return resources
-
-    def resources_of(self, key: str) -> Resources:
-        """The resources of one node: its own, else its stage's, else the default."""
-        stage = key.partition("@")[0]
-        return self.resources.get(key, self.resources.get(stage, Resources()))
-
-
 class Tracking(Section):
     """MLflow; the server is named by MLFLOW_TRACKING_URI, else a database in the store is used."""
 
@@ -156,7 +132,7 @@ class Experiment(Section):
     evaluation: EvaluationSettings
     variants: dict[str, tuple[str, ...]] = {}
     """Trained and evaluated beside the experiment: name -> overrides relative to it."""
-    executor: Execution
+    executor: AnyExecution
     tracking: Tracking = Tracking()
 
     @field_validator("name")

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.decisions import Decision
+from pipeline.execution import Execution
 from pipeline.executors import Executor, StageFailed
-from pipeline.experiment import Execution
 from pipeline.graph import Node
 from pipeline.store import Store
 from stages.contract import Artifact, Follower, Job, open_artifact

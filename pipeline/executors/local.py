@@ -12,18 +12,16 @@ import signal
 import subprocess
 import sys
 import threading
-from collections import deque
 from math import ceil
 from pathlib import Path
 from types import TracebackType
 
-from pipeline.executors import StageFailed
-from pipeline.experiment import Execution
+from pipeline.execution import Local
+from pipeline.executors import StageFailed, StageStopped, end_of
 from stages.contract import STAGES, Job
+from stages.contract.job import EXIT_STOPPED
 from stages.contract.place import write_whole
 
-SHOWN_LINES = 15
-"""Of a failed stage's output."""
 GRACE_SECONDS = 10
 """Between asking a stage to stop and killing it."""
 
@@ -31,7 +29,7 @@ GRACE_SECONDS = 10
 class LocalExecutor:
     """Runs `python -m stages.<name> --job FILE` here."""
 
-    def __init__(self, settings: Execution) -> None:
+    def __init__(self, settings: Local) -> None:
         """Nothing is started before the executor is entered."""
         self._settings = settings
         self._environment: dict[str, str] = {}
@@ -69,7 +67,8 @@ class LocalExecutor:
         with log.open("wb") as output:
             code = self._wait(command, output.fileno(), os.environ | self._environment | environment)
         if code != 0:
-            raise StageFailed(f"{job.stage} ended with exit code {code}; the end of {log}:\n{_tail(log)}")
+            error = StageStopped if code == EXIT_STOPPED else StageFailed
+            raise error(f"{job.stage} ended with exit code {code}; the end of {log}:\n{end_of(log)}")
 
     def _wait(self, command: list[str], output: int, environment: dict[str, str]) -> int:
         """Run a command in a process group of its own and return its exit code."""
@@ -92,7 +91,7 @@ class LocalExecutor:
                 self._running.discard(process)
 
 
-def _start_ray(settings: Execution) -> str:
+def _start_ray(settings: Local) -> str:
     """Start a Ray on this machine and return its address.
 
     The CPUs it hands out are tokens, not cores. Every parallel stage gets what it uses at most: with
@@ -116,8 +115,3 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
             return
         except subprocess.TimeoutExpired:
             continue
-
-
-def _tail(log: Path) -> str:
-    with log.open(errors="replace") as lines:
-        return "".join(f"  {line}" for line in deque(lines, SHOWN_LINES)).rstrip()

@@ -1,6 +1,7 @@
 """A job: everything one stage needs to know, and the program that carries it out.
 
     python -m stages.interaction --job job.json
+    python -m stages.interaction --job "$VLSI_JOB"
     python -m stages.interaction --help
 
 The same line is what a container runs, what `ray job submit` submits, what a RayJob's entrypoint
@@ -17,7 +18,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
@@ -29,6 +29,8 @@ from stages.contract.lease import lease
 from stages.contract.place import Place, Remote, absolute, place_of, write_whole
 
 S = TypeVar("S", bound=s.Settings)
+EXIT_INVALID = 2
+EXIT_STOPPED = 3
 SIDE_CPUS = 0.5
 """Of an actor that encodes samples, and of a task that writes a shard."""
 
@@ -276,30 +278,39 @@ def main(name: str, argv: list[str] | None = None) -> int:
         epilog=_describe(stage),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--job", required=True, metavar="FILE", help="the job as JSON; `vlsi job STAGE` writes it")
+    parser.add_argument(
+        "--job",
+        required=True,
+        metavar="JOB",
+        help="a file, an object's URL, or the JSON itself; `vlsi job STAGE` writes it",
+    )
     parser.add_argument("--output", metavar="PLACE", help="put the artifact there instead of where the job says")
     parser.add_argument("--force", action="store_true", help="make the artifact anew even if it exists")
     arguments = parser.parse_args(argv)
     try:
-        job = Job.model_validate_json(Path(arguments.job).read_text())
+        job = _read_job(arguments.job)
         changes = {"output": arguments.output and absolute(arguments.output), "force": arguments.force}
         job = job.model_copy(update={key: value for key, value in changes.items() if value})
         if job.stage != name:
-            raise ValueError(f"{arguments.job} is a job for stage {job.stage}, not {name}")
+            raise ValueError(f"the job is for stage {job.stage}, not {name}")
     except (OSError, ValidationError, ValueError) as error:
         print(f"{name}: {error}", file=sys.stderr)
-        return 2
+        return EXIT_INVALID
     signal.signal(signal.SIGTERM, _stop)
     try:
         manifest = execute(job, run)
     except Stopped as stopped:
         print(f"{name}: stopped, {stopped}", file=sys.stderr)
-        return 3
+        return EXIT_STOPPED
     except (StageError, ArtifactError) as error:
         print(f"{name}: {str(error).removeprefix(f'{name}: ')}", file=sys.stderr)
         return 1
     print(f"{name}: {job.output} ({manifest.duration_seconds:.1f} s)")
     return 0
+
+
+def _read_job(job: str) -> Job:
+    return Job.model_validate_json(job if job.lstrip().startswith("{") else place_of(job).read_text())
 
 
 def _stop(*_: object) -> NoReturn:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.execution import Local
 from pipeline.executors import StageFailed
 from pipeline.executors.local import LocalExecutor
-from pipeline.experiment import Execution
 from stages.contract import Job
 from stages.contract.settings import CaptureSettings
 
@@ -19,7 +19,7 @@ from stages.contract.settings import CaptureSettings
 def executor(monkeypatch: pytest.MonkeyPatch) -> LocalExecutor:
     """A local executor that takes a Ray for given."""
     monkeypatch.setenv("RAY_ADDRESS", "somewhere:1")
-    return LocalExecutor(Execution())
+    return LocalExecutor(Local())
 
 
 def job(stage: str, tmp_path: Path) -> Job:
