@@ -11,7 +11,7 @@ MODELS ?= .venv-models
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types tests bench test-pretrained ui clean
+.PHONY: help setup demo test lint types tests bench test-pretrained images test-containers ui clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -62,6 +62,12 @@ $(MODELS)/.installed: $(VENV)/.installed-dev
 
 test-pretrained: $(MODELS)/.installed ## verbalize a real language model of 135M parameters (2 minutes)
 	PYTHONPATH=$(MODELS) $(BIN)/pytest -s -m pretrained tests/stages/models/test_pretrained.py
+
+images: ## build the images with Docker (make images BUILD="--build-arg VARIANT=cpu")
+	docker/build.sh $(BUILD)
+
+test-containers: $(VENV)/.installed-dev ## build the images and run the demo on a cluster of containers (30 minutes, 30 GB, Docker)
+	$(BIN)/pytest -s -m containers tests/docker/test_containers.py
 
 ui: setup ## compare runs in MLflow
 	$(BIN)/mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///$(STORE)/mlflow.db} --port 5000
