@@ -1,4 +1,4 @@
-"""Print what a list of pyproject.toml asks for, one requirement a line.
+"""Print what lists in this folder's pyproject.toml ask for, one requirement a line.
 
     python docker/requirements.py dependencies k8s     the project's own and those of an extra
 
@@ -18,5 +18,4 @@ def requirements(project: Path, names: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    beside, above = (folder / "pyproject.toml" for folder in (Path(__file__).parent, Path(__file__).parent.parent))
-    print(*requirements(beside if beside.exists() else above, sys.argv[1:]), sep="\n")
+    print(*requirements(Path("pyproject.toml"), sys.argv[1:]), sep="\n")

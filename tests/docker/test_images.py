@@ -103,7 +103,7 @@ def test_scripts_satisfy_shellcheck() -> None:
 
 def test_a_cluster_has_a_head_two_workers_a_server_its_database_and_a_store() -> None:
     cluster = {name: service["image"] for name, service in services().items() if "profiles" not in service}
-    assert set(cluster) == {"head", "worker-1", "worker-2", "mlflow", "postgres", "store"}
+    assert set(cluster) == {"head", "worker-1", "worker-2", "mlflow", "postgres", "store", "buckets"}
     assert {image.partition("}")[2].partition(":")[0] for image in cluster.values()} == {*OURS, ""}
     assert "${POSTGRES_IMAGE:-" in cluster["postgres"]
     assert "${STORE_IMAGE:-" in cluster["store"]
