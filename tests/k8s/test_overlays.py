@@ -16,6 +16,9 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
+from pipeline.config import load
+from pipeline.execution import KubeRay
+from pipeline.executors import kuberay
 from tests.k8s import kueue
 from tests.k8s.network import Network
 from tests.kube import KUBERNETES_VERSION, SCHEMAS, closed, pod_templates, problems_of_pod
@@ -183,6 +186,30 @@ def test_no_role_reads_secrets_or_allows_everything(overlay: str) -> None:
             assert "*" not in (*rule["apiGroups"], *rule["resources"], *rule["verbs"])
             assert "secrets" not in rule["resources"]
     assert of_kind(overlay, "ClusterRole") == {}
+
+
+def test_the_chain_may_do_what_its_executor_asks_for() -> None:
+    source = Path(kuberay.__file__).read_text()
+    asked = {(verb, what.lower()) for verb, what in re.findall(r'_ask\(\s*"(\w+) ([\w/]+)"', source)}
+    rules = of_kind("gpu", "Role")["vlsi-chain"]["rules"]
+    allowed = {(verb, what) for rule in rules for verb in rule["verbs"] for what in rule["resources"]}
+    read = {("get" if verb == "read" else verb, what) for verb, what in asked}
+    assert read == allowed
+
+
+@pytest.mark.parametrize(("executor", "overlay"), [("kuberay-demo", "demo-cpu"), ("kuberay-gpu", "gpu")])
+def test_the_executor_of_an_overlay_names_what_the_overlay_has(executor: str, overlay: str) -> None:
+    settings = load([f"executor={executor}"]).main.executor
+    assert isinstance(settings, KubeRay)
+    (cluster,) = of_kind(overlay, "RayCluster").values()
+    (group,) = cluster["spec"]["workerGroupSpecs"]
+    assert list(of_kind(overlay, "Namespace")) == [settings.namespace]
+    assert set(settings.claims) == set(of_kind(overlay, "PersistentVolumeClaim"))
+    assert settings.service_account in of_kind(overlay, "ServiceAccount")
+    assert {settings.auth_secret, settings.store_secret} <= MADE_BY_HAND
+    assert settings.pod.node_selector == group["template"]["spec"].get("nodeSelector", {})
+    assert list(settings.pod.tolerations) == group["template"]["spec"].get("tolerations", [])
+    assert settings.pod.memory == group["template"]["spec"]["containers"][0]["resources"]["limits"]["memory"]
 
 
 @every_overlay
