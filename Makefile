@@ -11,7 +11,7 @@ MODELS ?= .venv-models
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types tests bench test-pretrained images test-containers ui clean
+.PHONY: help setup demo test lint types tests bench test-pretrained test-kube images test-containers ui clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -62,6 +62,9 @@ $(MODELS)/.installed: $(VENV)/.installed-dev
 
 test-pretrained: $(MODELS)/.installed ## verbalize a real language model of 135M parameters (2 minutes)
 	PYTHONPATH=$(MODELS) $(BIN)/pytest -s -m pretrained tests/stages/models/test_pretrained.py
+
+test-kube: $(VENV)/.installed-dev ## RayJobs on a real Kubernetes API server (1 minute, and 8 to build it once; Debian bookworm)
+	$(BIN)/pytest -s -m kube tests/pipeline/executors/test_kube.py
 
 images: ## build the images with Docker (make images BUILD="--build-arg VARIANT=cpu")
 	docker/build.sh $(BUILD)

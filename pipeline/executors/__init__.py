@@ -19,7 +19,7 @@ class StageFailed(Exception):
 
 
 class StageStopped(StageFailed):
-    """A stage was asked to stop and did; the next run goes on where it was."""
+    """A stage was asked to stop by someone else; what it has done is kept."""
 
 
 class Executor(Protocol):
@@ -47,6 +47,7 @@ class Executor(Protocol):
 
         Raises:
             StageFailed: the stage did not leave its artifact.
+            StageStopped: nor was it let.
         """
 
 

@@ -165,7 +165,7 @@ def _runs(found: dict[str, Any]) -> bool:
 
 
 def _configuration(context: str | None) -> Any:
-    """Of the client; its own repetitions are off, since whoever asks repeats."""
+    """Of the client, whose own repetitions are off: whoever asks repeats."""
     from kubernetes import client, config
 
     configuration = client.Configuration()
@@ -177,4 +177,6 @@ def _configuration(context: str | None) -> Any:
     except config.ConfigException as error:
         raise ConfigError(f"executor=kuberay: {error}; set KUBECONFIG or executor.context") from error
     configuration.retries = False
+    # Of a service's proxy: the path within the service.
+    configuration.safe_chars_for_path_param = "/:"
     return configuration

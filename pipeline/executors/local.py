@@ -22,8 +22,10 @@ from stages.contract import STAGES, Job
 from stages.contract.job import EXIT_STOPPED
 from stages.contract.place import write_whole
 
-GRACE_SECONDS = 10
-"""Between asking a stage to stop and killing it."""
+GRACE_SECONDS = 30
+"""Between asking a stage to stop and killing it; a training stage writes a checkpoint in it."""
+STOPPED_CODES = (EXIT_STOPPED, -signal.SIGTERM)
+"""With which a stage ends that was asked to stop, after it was ready for that or before."""
 
 
 class LocalExecutor:
@@ -66,9 +68,10 @@ class LocalExecutor:
         command = [sys.executable, "-m", f"stages.{job.stage}", "--job", str(job_file)]
         with log.open("wb") as output:
             code = self._wait(command, output.fileno(), os.environ | self._environment | environment)
+        if code in STOPPED_CODES:
+            raise StageStopped(f"{job.stage} was stopped from outside; the end of {log}:\n{end_of(log)}")
         if code != 0:
-            error = StageStopped if code == EXIT_STOPPED else StageFailed
-            raise error(f"{job.stage} ended with exit code {code}; the end of {log}:\n{end_of(log)}")
+            raise StageFailed(f"{job.stage} ended with exit code {code}; the end of {log}:\n{end_of(log)}")
 
     def _wait(self, command: list[str], output: int, environment: dict[str, str]) -> int:
         """Run a command in a process group of its own and return its exit code."""

@@ -278,12 +278,8 @@ def main(name: str, argv: list[str] | None = None) -> int:
         epilog=_describe(stage),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--job",
-        required=True,
-        metavar="JOB",
-        help="a file, an object's URL, or the JSON itself; `vlsi job STAGE` writes it",
-    )
+    what = "the job: a file, an object's URL, or the JSON itself; `vlsi job STAGE` writes it"
+    parser.add_argument("--job", required=True, metavar="FILE", help=what)
     parser.add_argument("--output", metavar="PLACE", help="put the artifact there instead of where the job says")
     parser.add_argument("--force", action="store_true", help="make the artifact anew even if it exists")
     arguments = parser.parse_args(argv)
@@ -292,7 +288,7 @@ def main(name: str, argv: list[str] | None = None) -> int:
         changes = {"output": arguments.output and absolute(arguments.output), "force": arguments.force}
         job = job.model_copy(update={key: value for key, value in changes.items() if value})
         if job.stage != name:
-            raise ValueError(f"the job is for stage {job.stage}, not {name}")
+            raise ValueError(f"it is a job for stage {job.stage}, not {name}")
     except (OSError, ValidationError, ValueError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return EXIT_INVALID

@@ -119,11 +119,30 @@ def test_an_existing_folder_is_not_taken_for_a_hub_id(world: Path) -> None:
         ("variants.teacher=['seed=1']", "variants: 'teacher' cannot name a variant"),
         ("variants.other=['seed=x']", "variants.other: seed: 'x' is not valid"),
         ("executor.resources.captur={workers: 2}", "executor.resources: captur is no stage; allowed: "),
+        ("executor=slurm", "executor: 'slurm' is unknown; allowed: kuberay"),
+        ("executor.kind=slurm", "executor.kind: 'slurm' is unknown; allowed: 'local', 'ray_jobs', 'kuberay'"),
+        ("executor.tag=1.0", "executor.tag: executor=local has no such key; it belongs to another executor"),
+        ("executor.adress=head", "executor.adress: unknown key; did you mean executor.address?"),
     ],
 )
 def test_a_mistake_is_named_with_what_is_allowed(override: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load([override])
+    assert str(caught.value).startswith(message), caught.value
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("executor.namespace=A_b", "executor.namespace: 'A_b' is not valid: string should match"),
+        ("executor.pod.memory=lots", "executor.pod.memory: 'lots' is not valid: string should match"),
+        ("executor.pods.captur={memory: 1Gi}", "executor.pods: captur is no stage; allowed: "),
+        ("executor.pod.memry=1Gi", "executor.pod.memry: unknown key; did you mean executor.pod.memory?"),
+    ],
+)
+def test_a_mistake_in_one_of_several_executors_is_named_as_it_was_written(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(["executor=kuberay", override])
     assert str(caught.value).startswith(message), caught.value
 
 

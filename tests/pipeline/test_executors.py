@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.execution import Local
-from pipeline.executors import StageFailed
+from pipeline.execution import KubeRay, Local, RayJobs
+from pipeline.executors import StageFailed, make_executor
+from pipeline.executors.cluster import ClusterExecutor
 from pipeline.executors.local import LocalExecutor
 from stages.contract import Job
 from stages.contract.settings import CaptureSettings
@@ -62,3 +63,8 @@ def test_nothing_starts_after_leaving(executor: LocalExecutor, tmp_path: Path) -
         pass
     with pytest.raises(StageFailed, match="the run was stopped"):
         executor.run(job("capture", tmp_path), tmp_path / "log", {})
+
+
+def test_each_kind_has_an_executor() -> None:
+    made = [make_executor(settings) for settings in (Local(), RayJobs(), KubeRay())]
+    assert [type(executor) for executor in made] == [LocalExecutor, ClusterExecutor, ClusterExecutor]

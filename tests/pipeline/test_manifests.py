@@ -19,6 +19,7 @@ from stages.contract import Job, Resources
 from tests.kube import pod_templates, problems_of_rayjob
 
 EXPERIMENTS = sorted(path.stem for path in (conf_folder() / "experiment").glob("*.yaml"))
+OTHER_EXECUTORS = sorted(path.stem for path in (conf_folder() / "executor").glob("kuberay-*.yaml"))
 Vlsi = Callable[..., tuple[int, str]]
 
 
@@ -36,8 +37,8 @@ class NoDigests:
 
 
 @cache
-def graph_of(experiment: str = "digits") -> tuple[Graph, KubeRay]:
-    configuration = load(["executor=kuberay", f"experiment={experiment}"])
+def graph_of(experiment: str = "digits", executor: str = "kuberay") -> tuple[Graph, KubeRay]:
+    configuration = load([f"executor={executor}", f"experiment={experiment}"])
     settings = configuration.main.executor
     assert isinstance(settings, KubeRay)
     return build_graph(configuration, NoDigests()), settings  # type: ignore[arg-type]
@@ -61,9 +62,12 @@ def variables_of(template: dict[str, Any]) -> dict[str, str]:
     return {variable["name"]: variable["value"] for variable in container_of(template)["env"]}
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_stage_of_every_experiment_is_valid(experiment: str) -> None:
-    graph, settings = graph_of(experiment)
+@pytest.mark.parametrize(
+    ("experiment", "executor"),
+    [(name, "kuberay") for name in EXPERIMENTS] + [("qwen2vl-2b-from-72b", name) for name in OTHER_EXECUTORS],
+)
+def test_every_stage_of_every_experiment_is_valid(experiment: str, executor: str) -> None:
+    graph, settings = graph_of(experiment, executor)
     made = rayjobs(graph.nodes, settings)
     assert len(made) == len(graph.nodes)
     assert {name: problems_of_rayjob(rayjob) for name, rayjob in made.items()} == {name: [] for name in made}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import socket
 from typing import Any
 
 import pytest
@@ -175,8 +175,9 @@ def test_a_wrong_token_says_what_to_set(client: FakeClient, monkeypatch: pytest.
         RayCluster(RayJobs(address="http://head:8265")).connect()
 
 
-def test_a_cluster_that_is_not_there_is_a_mistake_of_the_configuration(tmp_path: Path) -> None:
-    with pytest.raises(
-        ConfigError, match=r"executor\.address: the Ray cluster at http://127\.0\.0\.1:9 does not answer"
-    ):
-        RayCluster(RayJobs(address="http://127.0.0.1:9")).connect()
+def test_a_cluster_that_is_not_there_is_a_mistake_of_the_configuration() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        address = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(ConfigError, match=f"executor.address: the Ray cluster at {address} does not answer"):
+            RayCluster(RayJobs(address=address)).connect()

@@ -201,6 +201,10 @@ class TestCommandLine:
         assert [main("evaluation", ["--job", str(job_file)]) for _ in range(2)] == [0, 0]
         assert work.runs == 1
 
+    def test_the_job_may_be_given_as_it_is(self, job_file: Path, work: Work) -> None:
+        assert main("evaluation", ["--job", job_file.read_text()]) == 0
+        assert work.runs == 1
+
     def test_force_and_output_go_before_the_file(self, job_file: Path, work: Work, place: Path, tmp_path: Path) -> None:
         main("evaluation", ["--job", str(job_file)])
         assert main("evaluation", ["--job", str(job_file), "--force"]) == 0
