@@ -16,10 +16,11 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 ROOT = Path(__file__).parents[2]
 PROJECT = "vlsi-test"
+T = TypeVar("T")
 CONFINED = (
     *("--rm", "--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
     *("--tmpfs", "/tmp", "--tmpfs", "/home/vlsi:mode=1777", "--tmpfs", "/data:mode=1777"),
@@ -172,12 +173,13 @@ def cluster(docker: Engine, folder: Path) -> Iterator[Cluster]:
         found.compose("down", "--volumes", "--remove-orphans", check=False)
 
 
-def wait_for(condition: Callable[[], Any], seconds: float) -> None:
-    """Until it holds, or fail."""
+def wait_for(condition: Callable[[], T], seconds: float) -> T:
+    """What it gives as soon as that is something; fails if it never is."""
     deadline = time.monotonic() + seconds
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < deadline, f"not within {seconds} s"
         time.sleep(1)
+    return found
 
 
 def _package_index(folder: Path) -> list[str]:

@@ -19,7 +19,10 @@ pytestmark = [pytest.mark.containers, pytest.mark.timeout(3600)]
 
 ROOT = Path(__file__).parents[2]
 IMAGES = [*STAGES, "pipeline", "mlflow"]
+ON_RAY = ("executor=ray_jobs", "experiment=digits")
 STAGE_SECONDS = 900
+MIDDLE_SECONDS = 5
+"""After which a stage that has begun is not done yet."""
 
 
 @pytest.fixture(scope="module")
@@ -80,12 +83,13 @@ def test_a_login_shell_finds_ray_and_python(docker: Engine) -> None:
 def test_the_demo_survives_the_loss_of_its_head_and_of_a_worker(running: Cluster, folder: Path) -> None:
     run_vlsi(running, folder, "prepare")
     log = folder / "run.log"
-    run = running.start_vlsi(log, "run", "executor=ray_jobs", "experiment=digits")
+    run = running.start_vlsi(log, "run", *ON_RAY, "executor.parallel_stages=1")
     wait_for(lambda: running.is_running("capture"), STAGE_SECONDS)
-    time.sleep(5)
+    time.sleep(MIDDLE_SECONDS)
     running.kill("head")
-    wait_for(lambda: training_worker(running), STAGE_SECONDS)
-    running.kill(training_worker(running))
+    worker = wait_for(lambda: training_worker(running), STAGE_SECONDS)
+    time.sleep(MIDDLE_SECONDS)
+    running.kill(worker)
     code = run.wait(STAGE_SECONDS)
     said = log.read_text()
     print(said)
@@ -106,7 +110,7 @@ def test_a_stage_is_submitted_by_hand(running: Cluster) -> None:
 def run_vlsi(running: Cluster, folder: Path, command: str) -> None:
     """A command of `vlsi` on the cluster, to its end."""
     log = folder / f"{command}.log"
-    code = running.start_vlsi(log, command, "executor=ray_jobs", "experiment=digits").wait(STAGE_SECONDS)
+    code = running.start_vlsi(log, command, *ON_RAY).wait(STAGE_SECONDS)
     assert code == 0, log.read_text()
 
 
