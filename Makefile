@@ -11,7 +11,7 @@ MODELS ?= .venv-models
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types tests bench test-pretrained test-kube images test-containers ui clean
+.PHONY: help setup demo test lint types tests test-chaos test-kube test-containers bench test-pretrained images ui clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -43,6 +43,9 @@ types: $(VENV)/.installed-dev ## static types of pipeline/ and stages/
 
 tests: $(VENV)/.installed-dev ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
+test-chaos: $(VENV)/.installed-dev ## a run that is killed twenty times ends as an undisturbed one does (5 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -s --kills 20 tests/test_chaos.py
 
 # The baselines live beside the project's packages, which .pth makes visible, and never in its environment.
 $(BENCH)/.installed: $(VENV)/.installed tests/bench/requirements.txt

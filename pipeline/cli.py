@@ -9,10 +9,29 @@ from typing import NoReturn
 import typer
 from rich.markup import escape
 
-from pipeline.commands import EXIT_CODES, data, err, explain, job, manifests, plan, prepare, report, run, status
+from pipeline.commands import (
+    EXIT_CODES,
+    Exit,
+    data,
+    diff,
+    err,
+    explain,
+    gc,
+    job,
+    manifests,
+    plan,
+    prepare,
+    report,
+    run,
+    runs,
+    status,
+    sweep,
+    sync_tracking,
+    transfer,
+)
 from pipeline.config import ConfigError
 from pipeline.decisions import FORCE_ALL
-from stages.contract import ArtifactError
+from stages.contract import ArtifactError, failures
 
 app = typer.Typer(
     help="Distil a large vision-language model into a small one, layer by layer.",
@@ -29,10 +48,17 @@ app.command(epilog=run.EPILOG)(run.run)
 app.command(epilog=plan.EPILOG)(plan.plan)
 app.command(epilog=status.EPILOG)(status.status)
 app.command(epilog=explain.EPILOG)(explain.explain)
+app.command(epilog=runs.EPILOG)(runs.runs)
+app.command(epilog=diff.EPILOG)(diff.diff)
 app.command(epilog=prepare.EPILOG)(prepare.prepare)
+app.command(epilog=sweep.EPILOG)(sweep.sweep)
 app.command(epilog=report.EPILOG)(report.report)
 app.command(epilog=job.EPILOG)(job.job)
+app.command(epilog=gc.EPILOG)(gc.gc)
+app.command(epilog=transfer.PUSH_EPILOG)(transfer.push)
+app.command(epilog=transfer.PULL_EPILOG)(transfer.pull)
 app.command(epilog=manifests.EPILOG)(manifests.manifests)
+app.command(epilog=sync_tracking.EPILOG)(sync_tracking.sync_tracking)
 app.add_typer(data.app, name="data")
 
 
@@ -43,10 +69,16 @@ def main() -> None:
         app(_complete_force(sys.argv[1:]), prog_name="vlsi")
     except ConfigError as error:
         err.print(f"[red]not valid[/]  {escape(str(error))}", soft_wrap=True, highlight=False)
-        sys.exit(2)
+        sys.exit(Exit.INVALID)
     except ArtifactError as error:
         err.print(f"[red]damaged[/]  {escape(str(error))}", soft_wrap=True, highlight=False)
-        sys.exit(1)
+        sys.exit(Exit.FAILED)
+    except OSError as error:
+        sentence = failures.explain(error, "the store")
+        if sentence is None:
+            raise
+        err.print(f"[red]failed[/]  {escape(sentence)}", soft_wrap=True, highlight=False)
+        sys.exit(Exit.FAILED)
 
 
 def _complete_force(arguments: list[str]) -> list[str]:

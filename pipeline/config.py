@@ -26,6 +26,8 @@ from pydantic import BaseModel, ValidationError
 from pipeline.experiment import Experiment
 
 CONF_VARIABLE = "VLSI_CONF"
+SWEEPS = "sweep"
+"""The folder of `conf/` whose files are no part of an experiment: each describes many."""
 
 
 class ConfigError(Exception):
@@ -40,6 +42,11 @@ class Configuration:
     variants: dict[str, Experiment]
     overrides: tuple[str, ...] = ()
 
+    @property
+    def experiments(self) -> tuple[Experiment, ...]:
+        """The experiment and its variants."""
+        return (self.main, *self.variants.values())
+
 
 def conf_folder() -> Path:
     """The folder of configuration files: VLSI_CONF, else `conf/` beside this package."""
@@ -53,18 +60,22 @@ def load(overrides: Sequence[str] = ()) -> Configuration:
     Raises:
         ConfigError: naming every mistake.
     """
-    main = _experiment(overrides)
+    main = load_experiment(overrides)
     variants = {}
     for name, changes in main.variants.items():
         try:
-            variants[name] = _experiment([*overrides, *changes])
+            variants[name] = load_experiment([*overrides, *changes])
         except ConfigError as error:
             raise ConfigError(f"variants.{name}: {error}") from error
     return Configuration(main, variants, tuple(overrides))
 
 
-def _experiment(overrides: Sequence[str]) -> Experiment:
-    """One experiment from the files and `overrides`, in order."""
+def load_experiment(overrides: Sequence[str] = ()) -> Experiment:
+    """Compose and validate one experiment from the files and `overrides`, in order, without its variants.
+
+    Raises:
+        ConfigError: naming every mistake.
+    """
     folder = conf_folder()
     if not (folder / "config.yaml").is_file():
         raise ConfigError(f"{folder} has no config.yaml; set {CONF_VARIABLE} to a folder laid out like `conf/`")
@@ -121,8 +132,10 @@ def _forced(override: Override) -> str:
 
 
 def _check_option(folder: Path, override: Override) -> None:
-    """Refuse `experiment=NAME` when there is no such file."""
+    """Refuse `experiment=NAME` when there is no such file, and sweeps, which have a command of their own."""
     group, option = override.key_or_group, str(override.value())
+    if group == SWEEPS:
+        raise ConfigError(f"sweep: a single experiment has none; use `vlsi sweep sweep={option}`")
     options = sorted(path.stem for path in (folder / group).glob("*.yaml"))
     if option not in options:
         hint = _hint(option, options) or ";"

@@ -6,7 +6,7 @@ what it was made from. Everything else runs, and each reason names what changed.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from pipeline.config import ConfigError
@@ -105,6 +105,11 @@ def decide(graph: Graph, store: Store, known: Mapping[str, str], selection: Sele
     for decision in chosen:
         _inputs_are_there(decision, decisions, selected)
     return chosen
+
+
+def made_before(decisions: Iterable[Decision]) -> dict[str, Artifact]:
+    """Everything up to date, by node key."""
+    return {d.node.key: d.artifact for d in decisions if d.reused and d.artifact is not None}
 
 
 def _reasons(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from pipeline.results import Scores, tasks_of
@@ -23,6 +25,15 @@ SERIES = ("#d9822b", "#8f99a8", "#4b9b72", "#a35fb0", "#c25b6e", "#7a8f2a", "#3b
 HEAT = "Blues"
 WIDTH, HEIGHT = 7.0, 3.4
 """Inches."""
+DRAWING = Lock()
+"""Held by who saves a figure: Matplotlib draws in one thread at a time."""
+
+
+def save_stage_figures(artifact: Artifact, folder: Path) -> None:
+    """Every figure that one artifact can give, as `folder/<name>.png`."""
+    with DRAWING:
+        for name, figure in stage_figures(artifact).items():
+            figure.savefig(folder / f"{name}.png")
 
 
 def stage_figures(artifact: Artifact) -> dict[str, Figure]:
@@ -36,13 +47,15 @@ def stage_figures(artifact: Artifact) -> dict[str, Figure]:
         figures["ce_by_depth"] = ce_by_depth(summary)
     if "matching_end" in summary:
         figures["matching"] = matching(summary)
+        if any("match_expected" in line for line in journal):
+            figures["matches"] = matches_over_time(summary, journal)
     return figures
 
 
 def matching(summary: Mapping[str, Any]) -> Figure:
     """How often each student layer learned from each teacher layer, at the start and at the end (paper Fig. 5)."""
     rows, columns = len(summary["student_target_layers"]), len(summary["teacher_target_layers"])
-    figure = _figure(WIDTH, 1.2 + 2.8 * min(1.0, rows / columns))
+    figure = make_figure(WIDTH, 1.2 + 2.8 * min(1.0, rows / columns))
     left, right = figure.subplots(1, 2, sharey=True)
     for axes, key, title in ((left, "matching_start", "start"), (right, "matching_end", "end")):
         frequencies = summary[key]
@@ -53,28 +66,50 @@ def matching(summary: Mapping[str, Any]) -> Figure:
         axes.set(title=title, xlabel="teacher block", aspect="equal")
     left.set_ylabel("student block")
     left.invert_yaxis()
-    _style(left, right)
+    style(left, right)
     bar = figure.colorbar(mesh, ax=[left, right], label="share of draws")
-    _style(bar.ax)
+    style(bar.ax)
+    return figure
+
+
+def matches_over_time(summary: Mapping[str, Any], journal: Sequence[Mapping[str, Any]]) -> Figure:
+    """Where the matches of each student layer were drawn, and where they were to be expected, over steps."""
+    figure = make_figure(WIDTH, HEIGHT)
+    drawn, expected = figure.subplots(1, 2, sharex=True, sharey=True)
+    blocks = summary["student_target_layers"]
+    lines = [line for line in journal if "match_expected" in line]
+    steps = [line["step"] for line in lines]
+    for axes, key, title in ((drawn, "match_mean", "drawn"), (expected, "match_expected", "expected")):
+        for i, (block, colour) in enumerate(zip(blocks, _shades(len(blocks)), strict=True)):
+            axes.plot(steps, [line[key][i] for line in lines], color=colour, linewidth=0.9, label=block)
+        axes.set(title=title, xlabel="step")
+    places, labels = _ticks(summary["teacher_target_layers"], centre=0.0)
+    drawn.set_yticks(places, labels)
+    drawn.set(ylabel="teacher block", ylim=(len(summary["teacher_target_layers"]) - 0.5, -0.5))
+    style(drawn, expected)
+    legend = figure.legend(*drawn.get_legend_handles_labels(), loc="outside right center", title="student\nblock")
+    legend.set(frame_on=False)
+    for text in (legend.get_title(), *legend.get_texts()):
+        text.set(color=INK, fontsize=8)
     return figure
 
 
 def ce_by_depth(summary: Mapping[str, Any]) -> Figure:
     """Cross-entropy of every verbalizer against the response, by the block it reads."""
-    figure = _figure(WIDTH, HEIGHT)
+    figure = make_figure(WIDTH, HEIGHT)
     axes = figure.subplots()
     for name, colour in (("teacher", TEACHER), ("student", STUDENT)):
         blocks, values = summary[f"{name}_target_layers"], summary[f"ce_{name}"]
         axes.plot(blocks, values, "o-", color=colour, label=name)
     axes.set(xlabel="block", ylabel="cross-entropy, nats a token", ylim=(0, None))
-    _style(axes)
+    style(axes)
     _legend(axes)
     return figure
 
 
 def loss_curves(journals: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     """Loss over steps, one line for each journal: what was measured faint, its running mean strong."""
-    figure = _figure(WIDTH, HEIGHT)
+    figure = make_figure(WIDTH, HEIGHT)
     axes = figure.subplots()
     for (label, journal), colour in zip(journals.items(), _colours(len(journals)), strict=True):
         points = [(line["step"], line["loss"]) for line in journal if isinstance(line.get("loss"), int | float)]
@@ -84,7 +119,7 @@ def loss_curves(journals: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
         axes.plot(steps, losses, color=colour, alpha=0.25, linewidth=0.8)
         axes.plot(steps, _running_mean(losses), color=colour, label=label)
     axes.set(xlabel="step", ylabel="loss")
-    _style(axes)
+    style(axes)
     _legend(axes)
     return figure
 
@@ -92,7 +127,7 @@ def loss_curves(journals: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
 def accuracy_by_task(scores: Sequence[Scores]) -> Figure:
     """Accuracy bars: a group for each kind of question and one over all, a bar for each model."""
     tasks = [*tasks_of(scores), "overall"]
-    figure = _figure(WIDTH, HEIGHT)
+    figure = make_figure(WIDTH, HEIGHT)
     axes = figure.subplots()
     width = 0.8 / max(1, len(scores))
     for i, (row, colour) in enumerate(zip(scores, _colours(len(scores)), strict=True)):
@@ -101,18 +136,19 @@ def accuracy_by_task(scores: Sequence[Scores]) -> Figure:
         axes.bar(places, [100 * values.get(task, 0.0) for task in tasks], width, color=colour, label=row.label)
     axes.set_xticks(range(len(tasks)), [_tick(task) for task in tasks], fontsize=8)
     axes.set(ylabel="correct, %", ylim=(0, 100))
-    _style(axes)
+    style(axes)
     figure.legend(loc="outside upper center", ncols=5, frameon=False, labelcolor=INK, fontsize=8)
     return figure
 
 
-def _figure(width: float, height: float) -> Figure:
+def make_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches, which no window shows."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _style(*many: Axes) -> None:
+def style(*many: Axes) -> None:
     """One look for all axes: no box, ink everywhere."""
     for axes in many:
         axes.set_facecolor("none")
@@ -132,10 +168,10 @@ def _legend(axes: Axes) -> None:
     axes.legend(frameon=False, labelcolor=INK, fontsize=8)
 
 
-def _ticks(blocks: Sequence[int]) -> tuple[list[float], list[int]]:
-    """Places and labels of at most ten cells of a row."""
+def _ticks(blocks: Sequence[int], centre: float = 0.5) -> tuple[list[float], list[int]]:
+    """Places and labels of at most ten cells of a row, whose first has its middle at `centre`."""
     every = -(-len(blocks) // 10)
-    return [i + 0.5 for i in range(0, len(blocks), every)], list(blocks[::every])
+    return [i + centre for i in range(0, len(blocks), every)], list(blocks[::every])
 
 
 def _write_cells(axes: Axes, frequencies: Sequence[Sequence[float]]) -> None:
@@ -153,6 +189,14 @@ def _write_cells(axes: Axes, frequencies: Sequence[Sequence[float]]) -> None:
 def _colours(count: int) -> list[str]:
     """The last one is always the student's own colour."""
     return [*(SERIES[i % (len(SERIES) - 1)] for i in range(count - 1)), SERIES[-1]][:count]
+
+
+def _shades(count: int) -> list[Any]:
+    """From the teacher's colour, shallow, to the student's, deep."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    shades = LinearSegmentedColormap.from_list("shades", (TEACHER, STUDENT))
+    return [shades(i / max(1, count - 1)) for i in range(count)]
 
 
 def _running_mean(values: Sequence[float], share: float = 0.05) -> list[float]:

@@ -139,6 +139,18 @@ def build_graph(configuration: Configuration, digests: Digests) -> Graph:
     return Graph(tuple(nodes.values()), targets)
 
 
+def student_graph(experiment: Experiment, digests: Digests) -> Graph:
+    """The graph of an experiment's own student, without what it is compared with.
+
+    Raises:
+        ConfigError: a checkpoint or sample file does not exist; says how to get it.
+    """
+    nodes: dict[str, Node] = {}
+    target = _Chain(experiment, "", digests, nodes).evaluation()
+    digests.save()
+    return Graph(tuple(nodes.values()), {MAIN: target})
+
+
 def prepare_graph(experiment: Experiment) -> Graph:
     """The one node that makes an experiment's own models and data.
 

@@ -13,23 +13,29 @@ import secrets
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from types import TracebackType
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.config import ConfigError, Configuration
-from pipeline.executors import StageFailed
+from pipeline.executors import StageFailed, StageStopped
+from pipeline.experiment import MAIN
 from pipeline.graph import Graph, Node
-from pipeline.results import Scores
+from pipeline.origin import describe_origin
+from pipeline.results import Scores, collect_scores
+from pipeline.runner import Outcome
 from stages.contract import Artifact
+from stages.contract.artifact import RUN_VARIABLE
 from stages.contract.place import Place, files_below, write_whole
 
 RUNS_FOLDER = "runs"
 _BEFORE = re.compile(r"(?P<name>.+?)~(?P<count>\d*)")
 
 RunStatus = Literal["running", "finished", "failed", "stopped"]
-StageStatus = Literal["waiting", "running", "reused", "made", "failed", "skipped"]
+StageStatus = Literal["waiting", "running", "reused", "made", "failed", "skipped", "stopped"]
 
 
 class StageRun(BaseModel):
@@ -54,6 +60,7 @@ class RunRecord(BaseModel):
 
     id: str
     experiment: str
+    """Its name; of a point of a sweep `experiment@sweep.point.seed`."""
     started: float
     """Seconds since the epoch."""
     ended: float | None = None
@@ -76,11 +83,23 @@ class RunRecord(BaseModel):
     mlflow_run_id: str | None = None
     sweep: str | None = None
     """Name of the sweep that this run is a point of."""
+    origin: dict[str, str] = {}
+    """Code, command and machine of the process that ran it last, see `pipeline.origin`."""
 
     @property
     def file_name(self) -> str:
         """Sorted by name, records are sorted by time."""
         return f"{int(self.started):012d}-{self.id}.json"
+
+    @property
+    def state(self) -> str:
+        """Its status, or `interrupted`."""
+        return "interrupted" if self.is_interrupted else self.status
+
+    @property
+    def accuracy(self) -> float | None:
+        """The headline: accuracy of the experiment's own student, a fraction."""
+        return next((scores.overall for scores in self.scores if scores.name == MAIN), None)
 
     @property
     def is_interrupted(self) -> bool:
@@ -108,6 +127,10 @@ class History:
         """Records that are there and cannot be read."""
         return [str(self._folder / name) for name in self._files() if self._read(name) is None]
 
+    def ids(self) -> set[str]:
+        """Ids of all runs; no record is read."""
+        return {name.removesuffix(".json").rpartition("-")[2] for name in self._files()}
+
     def last(self, experiment: str) -> RunRecord | None:
         """The newest readable record of an experiment."""
         return next((r for name in reversed(self._files(experiment)) if (r := self._read(name))), None)
@@ -133,17 +156,38 @@ class History:
             raise ConfigError(f"{name!r}: {named[0].experiment} has {len(siblings)} runs, none is {count} before")
         return siblings[place]
 
-    def begin(self, configuration: Configuration, graph: Graph, sweep: str | None = None) -> RunRecord:
+    def tells(self, name: str, graph: Graph) -> bool:
+        """Whether the last run of this name wanted the same and got it."""
+        last = self.last(name)
+        return last is not None and last.status == "finished" and last.graph == graph.fingerprint
+
+    def recorder(
+        self, configuration: Configuration, graph: Graph, nodes: Sequence[Node], *, name: str = "", sweep: str = ""
+    ) -> Recorder:
+        """A recorder of a run that begins now, or goes on.
+
+        Args:
+            configuration: what is run.
+            graph: everything wanted.
+            nodes: those that were selected, inputs before what uses them.
+            name: of the run's records, if it is not the experiment's.
+            sweep: that the run is a point of.
+        """
+        return Recorder(self, self.begin(configuration, graph, name=name, sweep=sweep), nodes)
+
+    def begin(self, configuration: Configuration, graph: Graph, *, name: str = "", sweep: str = "") -> RunRecord:
         """The record of a run that begins now, or of the one before if it did not come to its end."""
         experiment = configuration.main
-        last = self.last(experiment.name)
+        name = name or experiment.name
+        last = self.last(name)
         if last is not None and last.graph == graph.fingerprint and last.status != "finished":
             last.status, last.ended = "running", None
             last.host, last.pid = socket.gethostname(), os.getpid()
+            last.origin = describe_origin()
             return last
         return RunRecord(
             id=secrets.token_hex(4),
-            experiment=experiment.name,
+            experiment=name,
             started=time.time(),
             host=socket.gethostname(),
             pid=os.getpid(),
@@ -152,7 +196,8 @@ class History:
             graph=graph.fingerprint,
             wanted={node.key: f"{node.stage}/{node.fingerprint}" for node in graph.nodes},
             committed=dict(last.committed) if last else {},
-            sweep=sweep,
+            sweep=sweep or None,
+            origin=describe_origin(),
         )
 
     def write(self, record: RunRecord) -> None:
@@ -189,16 +234,29 @@ class Recorder:
         for node in nodes:
             record.stages.setdefault(node.key, StageRun(stage=node.stage, fingerprint=node.fingerprint))
 
+    def __enter__(self) -> Self:
+        """Begin the record."""
+        self.save()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the record if an error ends the run."""
+        if error is not None and self.record.status == "running":
+            with suppress(OSError):  # the record may be what cannot be written
+                self.end("stopped" if isinstance(error, KeyboardInterrupt) else "failed")
+
     def reused(self, node: Node, artifact: Artifact) -> None:
         """Remember what was used."""
         self._stage(node, status="reused", **_dates(artifact))
         self._commit(node, artifact)
 
     def started(self, node: Node) -> dict[str, str]:
-        """Say that it runs."""
+        """Say that it runs; the stage writes into its manifest for which run."""
         self._stage(node, status="running", started=time.time(), error=None)
         self.save()
-        return {}
+        return {RUN_VARIABLE: self.record.id}
 
     def line(self, node: Node, line: Mapping[str, Any]) -> None:
         """Nothing to record: the journal is the record."""
@@ -211,13 +269,21 @@ class Recorder:
 
     def failed(self, node: Node, error: StageFailed) -> None:
         """Keep the message; the node keeps the artifact it had."""
-        self._stage(node, status="failed", error=str(error))
+        self._stage(node, status="stopped" if isinstance(error, StageStopped) else "failed", error=str(error))
         self.save()
 
+    def conclude(self, graph: Graph, outcome: Outcome) -> None:
+        """Close the record of a run that came to its end, well or not."""
+        scores = collect_scores(graph, outcome.artifacts)
+        self.end(outcome.status, tuple(outcome.skipped), scores)
+
     def end(self, status: RunStatus, skipped: Sequence[str] = (), scores: Sequence[Scores] = ()) -> None:
-        """Close the record."""
+        """Close the record; what still runs ends with it."""
         for key in skipped:
             self.record.stages[key].status = "skipped"
+        for stage in self.record.stages.values():
+            if stage.status == "running":
+                stage.status = "stopped"
         self.record.status, self.record.ended = status, time.time()
         self.record.scores = list(scores)
         self.save()

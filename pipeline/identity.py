@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,11 @@ from typing import Any
 from stages.contract import StageError
 from stages.contract.artifact import canonical_json
 from stages.contract.place import Remote, dates_below, place_of, sha256_of, write_whole
-from stages.data.mixture import Source, open_sources
-from stages.data.records import data_files
-from stages.data.sample import read_samples
+from stages.data.mixture import Mixture, Source, data_files, open_sources
 
 DIGEST_LENGTH = 16
 DIGESTS_FILE = ".digests.json"
+ABSENT = "absent"
 _CHECKPOINT_PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.bin", "*.py")
 """Configuration, weights, tokenizer, processor, chat template, code."""
 _NOT_OF_THE_MODEL = ("manifest.json", "job.json")
@@ -44,36 +45,38 @@ class Digests:
     """Content digests of checkpoints and data sets, remembered in the store.
 
     A file is read again only when its size or modification time changes; asking again costs one
-    `stat` per file.
+    `stat` per file. Which pictures a data set names is remembered too.
     """
 
     def __init__(self, store: Path) -> None:
         """Continue with what `store` remembers; a damaged memory is forgotten."""
         self._path = store / DIGESTS_FILE
-        self._known: dict[str, list[Any]] = {}
-        self._changed = False
+        self._checkpoints: dict[str, str] = {}
         self._data: dict[tuple[str, bool], str] = {}
-        try:
-            self._known = json.loads(self._path.read_text())
-        except (OSError, ValueError):
-            self._known = {}
+        self._changed = False
+        memory = _read_memory(self._path)
+        self._files: dict[str, list[Any]] = memory["files"]
+        self._pictures: dict[str, dict[str, Any]] = memory["pictures"]
 
     def checkpoint(self, path: str) -> str:
         """Of a folder: names and contents of the files that make the model; in an object store their sizes and
         dates stand for the contents. Of a hub id: the id itself."""
+        if path not in self._checkpoints:
+            self._checkpoints[path] = self._identify_checkpoint(path)
+        return self._checkpoints[path]
+
+    def _identify_checkpoint(self, path: str) -> str:
         place = place_of(path)
         if isinstance(place, Remote):
             return _remote_checkpoint(place)
-        folder = place
-        if not folder.is_absolute():
+        if not place.is_absolute():
             return path if "@" in path else f"{path}@main"
-        if not folder.is_dir():
-            raise MissingInput(f"{folder} does not exist")
-        files = {file for pattern in _CHECKPOINT_PATTERNS for file in folder.glob(pattern)}
-        files = {file for file in files if file.name not in _NOT_OF_THE_MODEL}
-        if not any(file.name == "config.json" for file in files):
-            raise MissingInput(f"{folder} is no checkpoint: it has no config.json")
-        return fingerprint({file.name: self._file(file) for file in sorted(files)})
+        if not place.is_dir():
+            raise MissingInput(f"{place} does not exist")
+        names = sorted(file.name for file in place.iterdir() if _is_of_the_model(file.name))
+        if "config.json" not in names:
+            raise MissingInput(f"{place} is no checkpoint: it has no config.json")
+        return fingerprint({name: self._file(place / name) for name in names})
 
     def samples(self, place: str, *, pictures: bool = True) -> str:
         """Of a data set: what is taken of which content; where that lies is not in it.
@@ -92,10 +95,20 @@ class Digests:
         try:
             mixture = open_sources(Path(place))
             sources = [self._source(source) for source in mixture.sources]
-            named = _pictures(Path(place)) if pictures else []
+            named = self._pictures_of(place, mixture, sources) if pictures else []
         except StageError as error:
             raise MissingInput(str(error).removeprefix("data: ")) from error
         return fingerprint({"seed": mixture.seed, "sources": sources, "pictures": [self._file(path) for path in named]})
+
+    def _pictures_of(self, place: str, mixture: Mixture, sources: list[dict[str, Any]]) -> list[str]:
+        """The picture files that a data set names; its samples are read only when their files are other ones."""
+        roots = [str(source.root) for source in mixture.sources]
+        state = fingerprint({"seed": mixture.seed, "sources": sources, "roots": roots})
+        known = self._pictures.get(place)
+        if known is None or known["state"] != state:
+            self._pictures[place] = known = {"state": state, "paths": _named_pictures(Path(place))}
+            self._changed = True
+        return list(known["paths"])
 
     def _source(self, source: Source) -> dict[str, Any]:
         how = source.model_dump(mode="json", exclude={"path", "images"})
@@ -105,50 +118,89 @@ class Digests:
         """Remember what was read."""
         if self._changed:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self._path, json.dumps(self._known))
+            write_whole(self._path, json.dumps({"files": self._files, "pictures": self._pictures}))
             self._changed = False
 
-    def _file(self, path: Path) -> str:
+    def _file(self, path: str | Path) -> str:
         """The digest of one file; a missing image has one too, and gets another when it appears."""
+        key = str(path)
         try:
-            stat = path.stat()
+            stat = os.stat(key)
         except OSError:
             return "missing"
-        key, state = str(path), [stat.st_size, stat.st_mtime_ns]
-        known = self._known.get(key)
+        state = [stat.st_size, stat.st_mtime_ns]
+        known = self._files.get(key)
         if known is None or known[:2] != state:
-            self._known[key] = known = [*state, sha256_of(path)]
+            self._files[key] = known = [*state, sha256_of(Path(path))]
             self._changed = True
         return str(known[2])
 
 
+def _read_memory(path: Path) -> dict[str, Any]:
+    try:
+        memory = json.loads(path.read_text())
+        return {"files": dict(memory["files"]), "pictures": dict(memory["pictures"])}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {"files": {}, "pictures": {}}
+
+
 def _remote_checkpoint(folder: Remote) -> str:
-    files = {name: date for name, date in dates_below(folder).items() if "/" not in name}
-    files = {n: date for n, date in files.items() if any(fnmatch(n, pattern) for pattern in _CHECKPOINT_PATTERNS)}
-    if "config.json" not in files:
+    dates = {name: date for name, date in dates_below(folder).items() if "/" not in name and _is_of_the_model(name)}
+    if "config.json" not in dates:
         raise MissingInput(f"{folder} is no checkpoint: it has no config.json")
-    return fingerprint({name: date for name, date in files.items() if name not in _NOT_OF_THE_MODEL})
+    return fingerprint(dates)
 
 
-def _pictures(place: Path) -> list[Path]:
+def _is_of_the_model(name: str) -> bool:
+    return name not in _NOT_OF_THE_MODEL and any(fnmatch(name, pattern) for pattern in _CHECKPOINT_PATTERNS)
+
+
+def _named_pictures(place: Path) -> list[str]:
     """The picture files that a data set names, each once."""
+    from stages.data.sample import read_samples
+
     samples, _ = read_samples(place)
-    return list(dict.fromkeys(picture for s in samples for picture in s.images if isinstance(picture, Path)))
+    return list(dict.fromkeys(str(picture) for s in samples for picture in s.images if isinstance(picture, Path)))
+
+
+@dataclass(frozen=True)
+class Change:
+    """A value that differs between two sides; one that is missing on a side is `absent` there."""
+
+    key: str
+    before: Any
+    after: Any
+
+    def __str__(self) -> str:
+        return f"{self.key} {spell(self.before)} → {spell(self.after)}"
 
 
 def flatten(identity: dict[str, Any]) -> dict[str, Any]:
     """An identity's settings by dotted key, with the stage in front, and its version."""
-    return {f"{identity['stage']}.version": identity["version"], **_flat(identity["settings"], f"{identity['stage']}.")}
+    stage = identity["stage"]
+    return {f"{stage}.version": identity["version"], **dotted(identity["settings"], f"{stage}.")}
 
 
 def changed_fields(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """`interaction.schedule.learning_rate 1e-4 → 5e-5`, one line for each setting that differs."""
-    old, new = flatten(before), flatten(after)
-    return [
-        f"{key} {spell(old.get(key, 'absent'))} → {spell(new.get(key, 'absent'))}"
-        for key in sorted({*old, *new})
-        if old.get(key, "absent") != new.get(key, "absent")
-    ]
+    return [str(change) for change in differences(flatten(before), flatten(after))]
+
+
+def differences(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
+    """What differs between two flat mappings, by key."""
+    changes = [Change(key, before.get(key, ABSENT), after.get(key, ABSENT)) for key in sorted({*before, *after})]
+    return [change for change in changes if change.before != change.after]
+
+
+def dotted(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as one mapping: `schedule.seed`; an empty section is a value."""
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, dict) and item:
+            flat |= dotted(item, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = item
+    return flat
 
 
 def spell(value: Any) -> str:
@@ -157,13 +209,3 @@ def spell(value: Any) -> str:
         mantissa, exponent = f"{value:.6e}".split("e")
         return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _flat(value: dict[str, Any], prefix: str) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        if isinstance(item, dict) and item:
-            flat |= _flat(item, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = item
-    return flat

@@ -6,11 +6,11 @@ two models. What was found alike is remembered in the store.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from typing import Any
 
-from pipeline.config import ConfigError, Configuration
+from pipeline.config import ConfigError
 from pipeline.decisions import Decision
 from pipeline.experiment import Experiment, Model
 from pipeline.identity import Digests, fingerprint
@@ -22,15 +22,15 @@ _COMPARING = ("capture", "verbalization", "precompute", "interaction")
 """Stages whose work is lost if teacher and student see samples differently."""
 
 
-def check_pairs(configuration: Configuration, decisions: Sequence[Decision], store: Store) -> None:
-    """Compare the processors of teacher and student of an experiment and its variants.
+def check_pairs(experiments: Iterable[Experiment], decisions: Sequence[Decision], store: Store) -> None:
+    """Compare the processors of teacher and student of every experiment.
 
     Raises:
         ConfigError: they differ, with every difference; or one cannot be loaded.
     """
     if all(decision.reused or decision.node.stage not in _COMPARING for decision in decisions):
         return
-    for experiment in (configuration.main, *configuration.variants.values()):
+    for experiment in experiments:
         if experiment.interaction is not None and experiment.interaction.losses.need_teacher:
             _check(experiment, store)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -122,6 +123,11 @@ class Lines:
 def make_display(console: Console) -> Bars | Lines:
     """Bars if somebody can see them move."""
     return Bars(console) if console.is_terminal else Lines(console)
+
+
+def warner(console: Console) -> Callable[[str], None]:
+    """How a warning is shown."""
+    return partial(console.print, style="yellow", markup=False, soft_wrap=True)
 
 
 def describe(line: Mapping[str, Any]) -> str:

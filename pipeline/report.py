@@ -11,13 +11,14 @@ from pipeline import figures
 from pipeline.experiment import MAIN, Experiment
 from pipeline.graph import Graph, Node
 from pipeline.identity import flatten, spell
-from pipeline.planner.comparison import Pair, compare
 from pipeline.results import Scores, collect_scores, tasks_of
 from stages.contract import Artifact, read_journal
 from stages.contract.quarantine import read_quarantine
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from pipeline.planner.comparison import Pair
 
 SHOWN_QUARANTINED = 100
 """Rows of each stage's table."""
@@ -102,9 +103,20 @@ def _layers(present: Sequence[tuple[Node, Artifact]]) -> Iterator[str]:
         if "matching_end" in summary:
             caption = f"{name}: which teacher block each student block learned from, in the first and the last steps."
             drawn.append(_figure(figures.matching(summary), caption))
+            drawn += _matches_over_time(artifact, name)
     if drawn:
         yield "<h2>Layers</h2>"
         yield from drawn
+
+
+def _matches_over_time(artifact: Artifact, name: str) -> Iterator[str]:
+    journal = read_journal(artifact.path)
+    if any("match_expected" in line for line in journal):
+        caption = (
+            f"{name}: the mean teacher block each student block learned from, by step. Expected is the exact mean "
+            "over all paths where whole paths are drawn (`joint`), else the mean of the draws."
+        )
+        yield _figure(figures.matches_over_time(artifact.manifest.summary, journal), caption)
 
 
 def _losses(present: Sequence[tuple[Node, Artifact]]) -> Iterator[str]:
@@ -137,6 +149,8 @@ def _stages(present: Sequence[tuple[Node, Artifact]]) -> Iterator[str]:
 
 def _plan(experiment: Experiment, present: Sequence[tuple[Node, Artifact]]) -> Iterator[str]:
     """What `vlsi plan` says of each stage beside what was measured of it."""
+    from pipeline.planner.comparison import compare
+
     basis, comparisons = compare(experiment, present)
     if not comparisons:
         return
@@ -195,7 +209,7 @@ def _figure(figure: Figure, caption: str) -> str:
     import matplotlib
 
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none"}):
+    with figures.DRAWING, matplotlib.rc_context({"svg.fonttype": "none"}):
         figure.savefig(buffer, format="svg", transparent=True)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(figures.INK, "currentColor")

@@ -1,4 +1,5 @@
-"""Runs what has been decided: ready nodes side by side, nothing after a failure that depends on it.
+"""Runs what has been decided: ready nodes side by side. After a failure nothing new begins and what runs may end;
+asked to keep going, everything goes on that does not depend on the failure.
 
 Whoever wants to know what happens (the terminal, MLflow, the record) is an observer. Observers are
 called from one thread; only the stages themselves run in others.
@@ -11,11 +12,11 @@ from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from pipeline.decisions import Decision
 from pipeline.execution import Execution
-from pipeline.executors import Executor, StageFailed
+from pipeline.executors import Executor, StageFailed, StageStopped
 from pipeline.graph import Node
 from pipeline.store import Store
 from stages.contract import Artifact, Follower, Job, open_artifact
@@ -55,16 +56,41 @@ class Outcome:
     skipped: dict[str, str] = field(default_factory=dict)
     """Nodes that were not tried, and the one that failed before them."""
 
+    def renamed(self, names: Mapping[str, str]) -> Outcome:
+        """What became of these nodes alone, each under its new name."""
+        return Outcome(
+            {names[key]: artifact for key, artifact in self.artifacts.items() if key in names},
+            {names[key] for key in self.executed if key in names},
+            {names[key]: error for key, error in self.failed.items() if key in names},
+            {names[key]: names[cause] for key, cause in self.skipped.items() if key in names},
+        )
+
+    @property
+    def status(self) -> Literal["finished", "failed", "stopped"]:
+        """Of the run as a whole."""
+        if not self.failed:
+            return "finished"
+        return "stopped" if all(isinstance(error, StageStopped) for error in self.failed.values()) else "failed"
+
 
 class Runner:
     """Carries out decisions with one executor."""
 
-    def __init__(self, store: Store, settings: Execution, executor: Executor, observers: Sequence[Observer]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        settings: Execution,
+        executor: Executor,
+        observers: Sequence[Observer],
+        *,
+        keep_going: bool = False,
+    ) -> None:
         """The observers are told in this order."""
         self._store = store
         self._settings = settings
         self._executor = executor
         self._observers = observers
+        self._keep_going = keep_going
         self._followers: dict[str, Follower] = {}
         self._due: dict[str, float] = {}
 
@@ -87,6 +113,8 @@ class Runner:
         running: dict[Future[None], Node] = {}
         while waiting or running:
             _skip_after_failures(waiting, outcome)
+            if not self._keep_going:
+                _skip_rest(waiting, outcome)
             for decision in _ready(waiting, running.values())[: self._settings.parallel_stages - len(running)]:
                 waiting.remove(decision)
                 running[threads.submit(self._executor.run, *self._start(decision))] = decision.node
@@ -151,3 +179,11 @@ def _skip_after_failures(waiting: list[Decision], outcome: Outcome) -> None:
                 outcome.skipped[decision.node.key] = outcome.skipped.get(source.key, source.key)
                 waiting.remove(decision)
                 break
+
+
+def _skip_rest(waiting: list[Decision], outcome: Outcome) -> None:
+    """Empty the queue once anything has failed."""
+    if outcome.failed:
+        first = next(iter(outcome.failed))
+        outcome.skipped |= {decision.node.key: first for decision in waiting}
+        waiting.clear()

@@ -38,9 +38,10 @@ def show_explanation(console: Console, decision: Decision) -> None:
     console.print(f"[bold]{escape(node.key)}[/]  {node.fingerprint}  [dim]{escape(str(node.output))}", soft_wrap=True)
     if decision.reused and decision.artifact is not None:
         seconds = decision.artifact.manifest.duration_seconds
-        console.print(f"  [green]reused[/]: made in {seconds:.1f} s, nothing it depends on has changed")
+        console.print(f"  [green]up to date[/]: made in {seconds:.1f} s, nothing it depends on has changed")
     for reason in decision.reasons:
-        console.print(f"  [yellow]run[/]: {escape(reason)}", soft_wrap=True)
+        link = "" if reason.startswith("because ") else ":"
+        console.print(f"  {escape(node.key)} is [yellow]stale[/]{link} {escape(reason)}", soft_wrap=True)
     table = make_table("made of", "")
     for name, source in node.inputs.items():
         digest = f"{source.key} {source.fingerprint}" if isinstance(source, Node) else f"{source.place} {source.digest}"
@@ -61,7 +62,7 @@ def show_scores(console: Console, scores: Sequence[Scores]) -> None:
     for column in table.columns[1:]:
         column.justify = "right"
         column.vertical = "bottom"
-        column.width = max(len("100.0"), *(len(word) for word in str(column.header).split()))
+        column.width = max(len(word) for word in ["100.0", *str(column.header).split()])
     for row in scores:
         values = [*(row.by_task.get(task) for task in tasks), row.overall]
         best = row.name == MAIN

@@ -9,16 +9,15 @@ from pathlib import Path
 from rich.console import Console
 
 from pipeline.config import ConfigError, Configuration, load
-from pipeline.decisions import EVERYTHING, Decision, Selection, decide
+from pipeline.decisions import EVERYTHING, Decision, Selection, decide, made_before
 from pipeline.executors import Executor, make_executor
 from pipeline.experiment import Experiment
 from pipeline.graph import Graph, build_graph, prepare_graph
-from pipeline.history import History, Recorder, RunRecord
+from pipeline.history import History, RunRecord
 from pipeline.identity import Digests
 from pipeline.pairing import check_pairs
-from pipeline.progress import make_display
+from pipeline.progress import make_display, warner
 from pipeline.report import render
-from pipeline.results import collect_scores
 from pipeline.runner import Observer, Outcome, Runner
 from pipeline.store import Store
 from pipeline.tracking import Tracker
@@ -53,7 +52,7 @@ class Session:
         """
         configuration = load(overrides)
         store = Store(configuration.main.store)
-        _refuse_outdated_preparation(configuration, store)
+        refuse_outdated_preparation(configuration, store)
         graph = build_graph(configuration, Digests(store.root))
         history = History(store.artifacts)
         return cls(configuration, graph, store, history, history.last(configuration.main.name))
@@ -78,27 +77,36 @@ class Session:
         """What has to run of the selected part, and why."""
         return decide(self.graph, self.store, self.last.committed if self.last else {}, selection)
 
-    def execute(self, decisions: Sequence[Decision], console: Console, executor: Executor | None = None) -> Outcome:
+    def execute(
+        self,
+        decisions: Sequence[Decision],
+        console: Console,
+        executor: Executor | None = None,
+        *,
+        keep_going: bool = False,
+    ) -> Outcome:
         """Run what has to run, with progress, record and tracking; write the report.
+
+        After a failure nothing new begins, unless it is asked to keep going with what does not depend on it.
 
         A run with nothing to do, which the last record tells already, leaves no record of its own.
 
         Raises:
             ConfigError: teacher and student do not see samples alike.
         """
-        check_pairs(self.configuration, decisions, self.store)
+        check_pairs(self.configuration.experiments, decisions, self.store)
         executor = executor or make_executor(self.experiment.executor)
         settings = self.experiment.executor
         if not self.graph.targets:
             with make_display(console) as display:
                 return Runner(self.store, settings, executor, [display]).run(decisions)
-        if all(decision.reused for decision in decisions) and self._is_recorded:
+        if all(decision.reused for decision in decisions) and self.history.tells(self.experiment.name, self.graph):
             return Runner(self.store, settings, executor, []).run(decisions)
-        return self._execute_recorded(decisions, console, executor)
+        return self._execute_recorded(decisions, console, executor, keep_going)
 
     def artifacts(self) -> dict[str, Artifact]:
         """Everything up to date, by node key."""
-        return {d.node.key: d.artifact for d in self.decide() if d.reused and d.artifact is not None}
+        return made_before(self.decide())
 
     def write_report(self, path: Path | None = None) -> Path:
         """Write the HTML report on what is up to date and say where it is.
@@ -119,41 +127,23 @@ class Session:
         chosen = self.configuration.overrides or (f"experiment={self.experiment.name}",)
         return " ".join(["vlsi", name, *chosen, *more])
 
-    @property
-    def _is_recorded(self) -> bool:
-        """Whether the last run wanted the same and got it."""
-        return self.last is not None and self.last.status == "finished" and self.last.graph == self.graph.fingerprint
-
-    def _execute_recorded(self, decisions: Sequence[Decision], console: Console, executor: Executor) -> Outcome:
-        record = self.history.begin(self.configuration, self.graph)
-        recorder = Recorder(self.history, record, [decision.node for decision in decisions])
-        recorder.save()
-        try:
-            outcome = self._execute_tracked(decisions, console, executor, recorder)
-        except BaseException as error:
-            recorder.end("stopped" if isinstance(error, KeyboardInterrupt) else "failed")
-            raise
-        scores = collect_scores(self.graph, outcome.artifacts)
-        recorder.end("failed" if outcome.failed else "finished", tuple(outcome.skipped), scores)
-        return outcome
-
-    def _execute_tracked(
-        self, decisions: Sequence[Decision], console: Console, executor: Executor, recorder: Recorder
+    def _execute_recorded(
+        self, decisions: Sequence[Decision], console: Console, executor: Executor, keep_going: bool
     ) -> Outcome:
-        def warn(message: str) -> None:
-            console.print(message, style="yellow", markup=False, soft_wrap=True)
-
-        with Tracker(self.experiment, self.graph, self.store, recorder.record, warn) as tracker:
+        nodes = [decision.node for decision in decisions]
+        recorder = self.history.recorder(self.configuration, self.graph, nodes)
+        with Tracker(self.experiment.tracking, self.store, [recorder], warner(console)) as tracker, recorder:
             with make_display(console) as display:
                 observers: list[Observer] = [recorder, tracker, display]
-                outcome = Runner(self.store, self.experiment.executor, executor, observers).run(decisions)
-            if outcome.executed:
-                tracker.headline(collect_scores(self.graph, outcome.artifacts))
-                tracker.attach(self.write_report())
+                runner = Runner(self.store, self.experiment.executor, executor, observers, keep_going=keep_going)
+                outcome = runner.run(decisions)
+            if outcome.executed or not self.store.report_file(self.experiment.name).is_file():
+                self.write_report()
+            recorder.conclude(self.graph, outcome)
         return outcome
 
 
-def _refuse_outdated_preparation(configuration: Configuration, store: Store) -> None:
+def refuse_outdated_preparation(configuration: Configuration, store: Store) -> None:
     """Stop before models or data are used that other settings made."""
     experiment = configuration.main
     used = (experiment.teacher.path, experiment.student.path, experiment.data.train, experiment.data.test)

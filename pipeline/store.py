@@ -4,6 +4,7 @@
 <store>/runs/<experiment>/         a record of every run, see `pipeline.history`
 <store>/logs/                      what each stage printed, and the job it was given
 <store>/reports/<experiment>.html  what `vlsi report` writes
+<store>/reports/<experiment>-<sweep>.csv, .png, .svg   what `vlsi sweep` writes
 
 With artifacts in an object store, logs and reports are in `vlsi-records` below the current folder.
 """
@@ -11,6 +12,7 @@ With artifacts in an object store, logs and reports are in `vlsi-records` below 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pipeline.graph import Node
 from stages.contract import Artifact, open_artifact
@@ -35,6 +37,11 @@ class Store:
         """What this node was made from before, if that is known and still there."""
         return open_artifact(self.artifacts / node.stage / fingerprint) if fingerprint else None
 
+    def identity(self, name: str) -> dict[str, Any] | None:
+        """What the artifact `stage/fingerprint` was made of, if it is still there."""
+        artifact = open_artifact(self.artifacts / name)
+        return artifact.manifest.identity if artifact else None
+
     def log_file(self, node: Node) -> Path:
         """Where the node's output goes; the job it was given stands beside it."""
         return self.root / "logs" / f"{node.key}-{node.fingerprint}.log"
@@ -42,3 +49,7 @@ class Store:
     def report_file(self, name: str) -> Path:
         """Where the report of an experiment goes."""
         return self.root / "reports" / f"{name}.html"
+
+    def sweep_file(self, name: str, suffix: str) -> Path:
+        """Where the values or the figure of a sweep go."""
+        return self.root / "reports" / f"{name}.{suffix}"

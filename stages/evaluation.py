@@ -85,10 +85,11 @@ class EvaluationWorker:
 
 
 def score(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Share of exact matches, overall and by task; `rows` hold `task` and `correct`."""
+    """Share of exact matches, overall and by task; `rows` hold `task`, empty where it has none, and `correct`."""
     by_task: dict[str, list[bool]] = defaultdict(list)
     for row in rows:
-        by_task[row["task"]].append(row["correct"])
+        if row["task"]:
+            by_task[row["task"]].append(row["correct"])
     return {
         "overall": sum(row["correct"] for row in rows) / max(1, len(rows)),
         "samples": len(rows),

@@ -165,10 +165,17 @@ class InteractionObjective(StudentObjective):
         costs = self._costs(said, head, batch)
         all_pairs = costs.all_pairs()
         check_finite(all_pairs.sum(dim=1), names, batch)
-        losses, shares = match_and_learn(
-            costs, all_pairs, batch.rows, self._matching, self.generator, counts=batch.counts
+        learned = match_and_learn(
+            costs,
+            all_pairs,
+            batch.rows,
+            self._matching,
+            self.generator,
+            sharpness=self._matching.sharpness(self.progress),
+            counts=batch.counts,
         )
-        return losses, {"kl": all_pairs.sum(dim=2), "matches": shares}
+        sums = {"kl": all_pairs.sum(dim=2), "matches": learned.shares, "match_expected": learned.expected}
+        return learned.losses, sums
 
     def _costs(self, said: list[Tensor], head: Head, batch: Batch) -> LayerCosts:
         if self._teacher is None:

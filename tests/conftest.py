@@ -10,6 +10,11 @@ from stages.contract.place import Remote
 from tests.object_store import BUCKET, ENVIRONMENT, Server, serve
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How much chaos there is."""
+    parser.addoption("--kills", type=int, default=6, help="kills in tests/test_chaos.py, over all six stages")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file's tests stay in one process, for its fixtures; those with a Ray share one too, and begin first."""
     items.sort(key=lambda item: "ray" not in item.keywords)

@@ -54,7 +54,7 @@ def test_a_run_makes_everything_and_the_next_one_nothing(overrides: list[str]) -
     assert "VLsI" in first.stdout
     manifests = {path: path.read_text() for path in store.glob("*/*/manifest.json")}
     assert sorted({path.parents[1].name for path in manifests}) == sorted(STAGES)
-    assert all(json.loads(text)["mlflow_run_id"] for text in manifests.values())
+    assert all(json.loads(text)["run"] for text in manifests.values())
     (student,) = (store / "reinforcement").iterdir()
     assert AutoModelForImageTextToText.from_pretrained(student).config.model_type == "qwen2_vl"
     second = vlsi("run", *overrides)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 
-EXIT_CODES = "Exit codes: 0 done · 1 a stage failed · 2 the configuration is not valid."
+from pipeline.exits import EXIT_CODES, Exit
+
+__all__ = ["EXIT_CODES", "AsJson", "Exit", "Overrides", "StageName", "end_stopped", "err", "out", "print_json", "split"]
 
 out = Console()
 err = Console(stderr=True)
@@ -22,3 +25,21 @@ Overrides = Annotated[
     ),
 ]
 StageName = Annotated[str, typer.Argument(metavar="STAGE", help="A stage, or one node such as interaction@sft.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+def print_json(document: Any) -> None:
+    """A document on stdout; progress and warnings go to stderr."""
+    typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def split(arguments: list[str] | None) -> tuple[list[str], list[str]]:
+    """What a command is about, and the changes to the configuration among its arguments."""
+    names = [argument for argument in arguments or [] if "=" not in argument and not argument.startswith("~")]
+    return names, [argument for argument in arguments or [] if argument not in names]
+
+
+def end_stopped(go_on: str) -> NoReturn:
+    """What Ctrl-C and SIGTERM lead to: one sentence, and an exit code of their own."""
+    err.print(f"Stopped; go on with: {go_on}", markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(Exit.STOPPED) from None

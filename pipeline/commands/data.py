@@ -16,16 +16,17 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.commands import err, out
+from pipeline.commands import EXIT_CODES, Exit, err, out
 from pipeline.config import ConfigError, load
 from pipeline.experiment import Experiment
 from pipeline.screen import make_table
 from stages.contract import StageError
-from stages.data.check import Findings, Spread, check
-from stages.data.sample import BadLine, Sample
 
 if TYPE_CHECKING:
+    from stages.contract.quarantine import BadLine
+    from stages.data.check import Findings, Spread
     from stages.data.encoding import Encoder
+    from stages.data.sample import Sample
 
 app = typer.Typer(help="Look at data before anything is trained on it.", no_args_is_help=True, rich_markup_mode="rich")
 SHOWN_TASKS = 12
@@ -34,8 +35,8 @@ SHOWN_TASKS = 12
 @app.command(
     name="check",
     epilog="Try: [bold]vlsi data check data.train=train.json experiment=qwen2vl-2b-from-7b[/] · "
-    "[bold]vlsi data check train.json[/]. Exit codes: 0 fine · 1 more is bad than "
-    "data.preprocessing.max_bad_fraction allows · 2 the configuration or the data is not valid.",
+    "[bold]vlsi data check train.json[/]. More bad samples than data.preprocessing.max_bad_fraction allows "
+    "are a failure. " + EXIT_CODES,
 )
 def check_data(
     arguments: Annotated[
@@ -66,7 +67,7 @@ def check_data(
     allowed = experiment.data.preprocessing.max_bad_fraction
     if any(findings.bad_fraction > allowed for findings in found):
         err.print(f"[red]too much is bad[/]: data.preprocessing.max_bad_fraction allows {allowed:.1%}")
-        raise typer.Exit(1)
+        raise typer.Exit(Exit.FAILED)
 
 
 def show_findings(console: Console, findings: Findings) -> None:
@@ -84,6 +85,8 @@ def show_findings(console: Console, findings: Findings) -> None:
 
 
 def _check(place: str, experiment: Experiment, encoder: Encoder | None, limit: int | None) -> Findings:
+    from stages.data.check import check
+
     def progress(samples: Sequence[Sample]) -> Iterable[Sample]:
         return track(samples, "Looking at samples", console=err, transient=True)
 

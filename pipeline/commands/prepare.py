@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from pipeline import screen
-from pipeline.commands import EXIT_CODES, Overrides, err, out
+from pipeline.commands import EXIT_CODES, Exit, Overrides, end_stopped, err, out
 from pipeline.session import Session
 
 EPILOG = "Then: [bold]vlsi run[/]. " + EXIT_CODES
@@ -18,9 +18,12 @@ def prepare(overrides: Overrides = None) -> None:
     session = Session.open_preparation(overrides or [])
     decisions = session.decide()
     screen.show_decisions(out, decisions)
-    outcome = session.execute(decisions, err)
+    try:
+        outcome = session.execute(decisions, err)
+    except KeyboardInterrupt:
+        end_stopped(session.command("prepare"))
     screen.show_failures(err, outcome)
     if outcome.failed:
-        raise typer.Exit(1)
+        raise typer.Exit(Exit.FAILED)
     screen.show_files(out, {"models and data": Path(session.experiment.prepared)})
     screen.show_next(out, {session.command("run"): "distil the teacher into the small backbone"})

@@ -82,6 +82,11 @@ class Cluster(Protocol):
         """Ask it to stop; it is killed after `GRACE_SECONDS`."""
 
 
+def as_variable(job: Job, indent: int | None = None) -> str:
+    """A job as the value of `JOB_VARIABLE`: JSON in which neither Ray nor Kubernetes finds a variable to replace."""
+    return job.model_dump_json(indent=indent).replace("$", "\\u0024")
+
+
 class ClusterExecutor:
     """Follows jobs on a cluster; survives the cluster's silence, and is survived by what runs there."""
 

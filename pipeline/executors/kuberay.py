@@ -29,7 +29,7 @@ from pipeline.executors.rayjob import make_rayjob, name_of
 from stages.contract import Job
 
 T = TypeVar("T")
-RAYJOBS = {"group": "ray.io", "version": "v1", "plural": "rayjobs"}
+RAYJOBS: dict[str, Any] = {"group": "ray.io", "version": "v1", "plural": "rayjobs"}
 ANSWER_SECONDS = 30
 """Within which the API server has to answer one request."""
 ENDED = ("Complete", "Failed")

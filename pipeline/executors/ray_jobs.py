@@ -22,6 +22,7 @@ from pipeline.executors.cluster import (
     Phase,
     State,
     Unreachable,
+    as_variable,
 )
 from stages.contract import Job
 from stages.contract.job import EXIT_INVALID, EXIT_STOPPED
@@ -95,7 +96,7 @@ class RayCluster:
         self._ask(lambda: self._client.stop_job(name))
 
     def _environment(self, job: Job) -> dict[str, str]:
-        ours = {JOB_VARIABLE: job.model_dump_json(), "RAY_JOB_STOP_WAIT_TIME_S": str(GRACE_SECONDS)}
+        ours = {JOB_VARIABLE: as_variable(job), "RAY_JOB_STOP_WAIT_TIME_S": str(GRACE_SECONDS)}
         return self._settings.environment | ours
 
     def _ask(self, request: Callable[[], T]) -> T:

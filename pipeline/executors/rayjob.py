@@ -12,7 +12,7 @@ from math import ceil
 from typing import Any
 
 from pipeline.execution import KubeRay, Pod, StagePods
-from pipeline.executors.cluster import GRACE_SECONDS, JOB_VARIABLE
+from pipeline.executors.cluster import GRACE_SECONDS, JOB_VARIABLE, as_variable
 from stages.contract import Job, Resources
 
 KIND = {"apiVersion": "ray.io/v1", "kind": "RayJob"}
@@ -70,7 +70,7 @@ def _entrypoint_resources(resources: Resources) -> dict[str, float]:
 
 def _cluster(job: Job, settings: KubeRay, pod: StagePods, variables: dict[str, str]) -> dict[str, Any]:
     resources = job.resources
-    told = {**variables, JOB_VARIABLE: job.model_dump_json(indent=2)}
+    told = {**variables, JOB_VARIABLE: as_variable(job, indent=2)}
     if resources.workers == 0:
         amounts = _amounts(settings, resources.cpus_per_worker, resources.gpus_per_worker)
         alone = _template("ray-head", job, settings, pod, amounts, told)

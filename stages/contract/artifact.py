@@ -39,9 +39,11 @@ MANIFEST_FILE = "manifest.json"
 WORK_SUFFIX = ".partial"
 SCRATCH_FOLDER = "scratch"
 """Checkpoints and other things that serve only to resume; dropped when the artifact is committed."""
-_OLD_SUFFIX = ".replaced"
+REPLACED_SUFFIX = ".replaced"
 _SECOND_FOLDER = "again"
 _OWNER_FILE = "owner.txt"
+RUN_VARIABLE = "VLSI_RUN"
+"""Names the run of the chain that a stage works for."""
 _RECORDED_PACKAGES = ("torch", "transformers", "accelerate", "peft", "ray", "pyarrow", "pydantic")
 
 
@@ -75,7 +77,8 @@ class Manifest(BaseModel):
     started: float
     """Seconds since the epoch."""
     duration_seconds: float
-    mlflow_run_id: str | None = None
+    run: str | None = None
+    """Id of the run that made it; its record says under which MLflow run."""
     root: str = ""
     """Where below its place an artifact in an object store has its files."""
 
@@ -108,9 +111,13 @@ class Manifest(BaseModel):
             versions=_versions(),
             started=started,
             duration_seconds=time.time() - started,
-            mlflow_run_id=os.environ.get("MLFLOW_RUN_ID"),
-            root=_SECOND_FOLDER if isinstance(folder, Remote) and folder.name == _SECOND_FOLDER else "",
+            run=os.environ.get(RUN_VARIABLE) or None,
+            root=_root_of(folder),
         )
+
+    def of_copy(self, folder: Place) -> Manifest:
+        """The record of the same files in another work folder."""
+        return self.model_copy(update={"root": _root_of(folder)})
 
     def has_result_of(self, other: Manifest) -> bool:
         """Whether all files are those of another manifest, but for what tells of the run itself."""
@@ -149,12 +156,15 @@ class Artifact:
         for file in self.manifest.files:
             path = self.path / file.path
             size = size_of(path)
-            if size is None:
-                raise ArtifactError(f"{path} is missing; rebuild with `vlsi run --force {self.manifest.stage}`")
-            if size != file.bytes or sha256_of(path) != file.sha256:
-                raise ArtifactError(
-                    f"{path} is not what was committed; rebuild with `vlsi run --force {self.manifest.stage}`"
-                )
+            if size is None or size != file.bytes or sha256_of(path) != file.sha256:
+                raise self.complaint(file.path)
+
+    def complaint(self, name: str) -> ArtifactError:
+        """What to say of a file that is missing, truncated or altered."""
+        wrong = "is not what was committed" if size_of(self.path / name) is not None else "is missing"
+        stage = self.manifest.stage
+        command = "vlsi prepare" if stage == "prepare" else f"vlsi run --force {stage}"
+        return ArtifactError(f"{self.path / name} {wrong}; rebuild with `{command}`")
 
 
 def open_artifact(place: Place) -> Artifact | None:
@@ -192,6 +202,11 @@ def work_folder(place: Place) -> Place:
     return reopened if (reopened / _OWNER_FILE).is_file() else place
 
 
+def folders_of(place: Place) -> tuple[Place, ...]:
+    """Every folder that belongs to the artifact at `place`: what a commit replaced, what is worked on, its own."""
+    return (place,) if isinstance(place, Remote) else (_old(place), work_folder(place), place)
+
+
 def has_work(place: Place) -> bool:
     """Whether an attempt to make the artifact at `place` has begun and is not committed."""
     return (work_folder(place) / _OWNER_FILE).is_file()
@@ -222,6 +237,20 @@ def reopen(artifact: Artifact, *, identity: str) -> None:
     remove(work)
     place.rename(work)  # type: ignore[arg-type]
     (work / MANIFEST_FILE).unlink()
+
+
+def discard(place: Place) -> None:
+    """Delete the artifact at `place` and what attempts to make it have left.
+
+    A kill on the way leaves nothing that looks made or begun: what says so goes first.
+    """
+    for folder in folders_of(place):
+        for mark in (MANIFEST_FILE, _OWNER_FILE, f"{_SECOND_FOLDER}/{_OWNER_FILE}"):
+            (folder / mark).unlink(missing_ok=True)
+    for folder in folders_of(place):
+        remove(folder)
+        if folder.exists():
+            raise ArtifactError(f"{folder} cannot be deleted whole; look at its permissions, then do it again")
 
 
 def commit(work: Place, place: Place, manifest: Manifest) -> None:
@@ -306,8 +335,12 @@ def _remove_temporary(folder: Path) -> None:
         shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
+def _root_of(folder: Place) -> str:
+    return _SECOND_FOLDER if isinstance(folder, Remote) and folder.name == _SECOND_FOLDER else ""
+
+
 def _old(place: Path) -> Path:
-    return place.with_name(place.name + _OLD_SUFFIX)
+    return place.with_name(place.name + REPLACED_SUFFIX)
 
 
 def _finish_commit(place: Path) -> None:

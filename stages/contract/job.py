@@ -24,11 +24,13 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationErr
 
 from stages.contract import settings as s
 from stages.contract.artifact import ArtifactError, Manifest, commit, folder_of, open_artifact, prepare_work, reopen
+from stages.contract.failures import explain
 from stages.contract.files import JOB_FILE
 from stages.contract.lease import lease
 from stages.contract.place import Place, Remote, absolute, place_of, write_whole
 
 S = TypeVar("S", bound=s.Settings)
+EXIT_FAILED = 1
 EXIT_INVALID = 2
 EXIT_STOPPED = 3
 SIDE_CPUS = 0.5
@@ -271,7 +273,6 @@ def _execute(job: Job, run: Run, output: Place) -> Manifest:
 def main(name: str, argv: list[str] | None = None) -> int:
     """The command line of one stage: `python -m stages.<name>`."""
     stage = STAGES[name]
-    run: Run = importlib.import_module(f"stages.{name}").run
     parser = argparse.ArgumentParser(
         prog=f"python -m stages.{name}",
         description=f"{name}: {stage.summary}.",
@@ -290,23 +291,30 @@ def main(name: str, argv: list[str] | None = None) -> int:
         if job.stage != name:
             raise ValueError(f"it is a job for stage {job.stage}, not {name}")
     except (OSError, ValidationError, ValueError) as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return EXIT_INVALID
+        return _end(EXIT_INVALID, name, str(error))
     signal.signal(signal.SIGTERM, _stop)
     try:
-        manifest = execute(job, run)
+        manifest = execute(job, importlib.import_module(f"stages.{name}").run)
     except Stopped as stopped:
-        print(f"{name}: stopped, {stopped}", file=sys.stderr)
-        return EXIT_STOPPED
+        return _end(EXIT_STOPPED, name, f"stopped, {stopped}")
     except (StageError, ArtifactError) as error:
-        print(f"{name}: {str(error).removeprefix(f'{name}: ')}", file=sys.stderr)
-        return 1
+        return _end(EXIT_FAILED, name, str(error).removeprefix(f"{name}: "))
+    except Exception as error:
+        sentence = explain(error, job.output)
+        if sentence is None:
+            raise
+        return _end(EXIT_FAILED, name, sentence)
     print(f"{name}: {job.output} ({manifest.duration_seconds:.1f} s)")
     return 0
 
 
 def _read_job(job: str) -> Job:
     return Job.model_validate_json(job if job.lstrip().startswith("{") else place_of(job).read_text())
+
+
+def _end(code: int, stage: str, sentence: str) -> int:
+    print(f"{stage}: {sentence}", file=sys.stderr)
+    return code
 
 
 def _stop(*_: object) -> NoReturn:

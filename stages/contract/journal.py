@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from stages.contract.files import JOURNAL_FILE
-from stages.contract.place import Place, Remote, write_whole
+from stages.contract.place import Place, Remote, sync, write_whole
 
 PUT_SECONDS = 5.0
 """Between two puts of a journal in an object store."""
@@ -48,9 +48,11 @@ class Journal:
             self._put()
 
     def flush(self) -> None:
-        """Let nothing of what was written be in this process alone."""
+        """Let what was written survive this process, and this machine."""
         if isinstance(self._path, Remote):
             self._put()
+        else:
+            sync(self._path)
 
     def _put(self) -> None:
         write_whole(self._path, self._text)
@@ -67,9 +69,11 @@ class Follower:
     def new_lines(self, folder: Place) -> Iterator[dict[str, Any]]:
         """The whole lines that were added to the journal in `folder` since the last call."""
         path = folder / JOURNAL_FILE
-        if not path.is_file():
+        try:
+            opened = path.open("rb") if isinstance(path, Path) else BytesIO(path.read_bytes())
+        except FileNotFoundError:
             return
-        with path.open("rb") if isinstance(path, Path) else BytesIO(path.read_bytes()) as handle:
+        with opened as handle:
             handle.seek(self._start(handle))
             for raw in handle:
                 if not raw.endswith(b"\n"):

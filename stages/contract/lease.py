@@ -32,10 +32,12 @@ STALE_SECONDS = 60.0
 SETTLE_SECONDS = 1.0
 """After which a claim that nobody has written over holds."""
 POLL_SECONDS = 2.0
+_THIS_PROCESS = secrets.token_hex(4)
+"""Tells it from another one of the same number, as every first process of a container is."""
 
 
 class Holder(NamedTuple):
-    """A process that has a lease in an object store; `life` tells it from others of the same number."""
+    """Who has a lease in an object store; `life` tells a thread of a process from all others of the same number."""
 
     host: str
     pid: int
@@ -46,7 +48,11 @@ class Holder(NamedTuple):
 
     def is_dead(self, me: Holder) -> bool:
         """Whether the process is known to be gone: it was on this host, and now there is none or another one."""
-        return self.host == me.host and (self.pid == me.pid or not Path(f"/proc/{self.pid}").exists())
+        if self.host != me.host:
+            return False
+        if self.pid == me.pid:
+            return not self.life.startswith(_THIS_PROCESS)
+        return not Path(f"/proc/{self.pid}").exists()
 
 
 @contextmanager
@@ -56,14 +62,31 @@ def lease(place: Place) -> Iterator[None]:
         yield
 
 
+def is_held(place: Place) -> bool:
+    """Whether a process that lives has the lease of `place`."""
+    if isinstance(place, Remote):
+        found = _read(place / LEASE_FILE)
+        return found is not None and found[1] <= STALE_SECONDS and not found[0].is_dead(_me())
+    try:
+        with place.with_name(place.name + LOCK_SUFFIX).open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 @contextmanager
 def _lease_here(place: Path) -> Iterator[None]:
     lock = place.with_name(place.name + LOCK_SUFFIX)
     lock.parent.mkdir(parents=True, exist_ok=True)
     descriptor = _locked(lock)
     try:
+        if left := os.pread(descriptor, 200, 0).decode(errors="replace"):
+            print(f"{left} is gone; taking over from it", file=sys.stderr)
         os.truncate(descriptor, 0)
-        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         yield
     finally:
         lock.unlink(missing_ok=True)
@@ -77,7 +100,7 @@ def _locked(lock: Path) -> int:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _say_waiting(lock, os.read(descriptor, 200).decode(errors="replace"))
+            _say_waiting(lock, os.pread(descriptor, 200, 0).decode(errors="replace"))
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         with suppress(FileNotFoundError):
             if os.fstat(descriptor).st_ino == lock.stat().st_ino:
@@ -88,7 +111,7 @@ def _locked(lock: Path) -> int:
 @contextmanager
 def _lease_remote(place: Remote) -> Iterator[None]:
     file = place / LEASE_FILE
-    me = Holder(socket.gethostname(), os.getpid(), secrets.token_hex(4))
+    me = _me()
     _claim(file, me)
     ended = threading.Event()
     beating = threading.Thread(target=_beat, args=(file, me, ended), daemon=True)
@@ -98,8 +121,13 @@ def _lease_remote(place: Remote) -> Iterator[None]:
     finally:
         ended.set()
         beating.join()
-        if (found := _read(file)) and found[0] == me:
-            file.unlink(missing_ok=True)
+        with suppress(OSError):  # a lease that cannot be given back goes stale
+            if (found := _read(file)) and found[0] == me:
+                file.unlink(missing_ok=True)
+
+
+def _me() -> Holder:
+    return Holder(socket.gethostname(), os.getpid(), f"{_THIS_PROCESS}-{threading.get_ident()}")
 
 
 def _claim(file: Remote, me: Holder) -> None:
@@ -122,8 +150,11 @@ def _claim(file: Remote, me: Holder) -> None:
 
 
 def _beat(file: Remote, me: Holder, ended: threading.Event) -> None:
+    """Show signs of life, until another one has taken over: both then make the same files."""
     while not ended.wait(BEAT_SECONDS):
         with suppress(OSError):
+            if (found := _read(file)) and found[0] != me:
+                return
             _write(file, me)
 
 

@@ -33,9 +33,11 @@ ATTEMPTS = 8
 """Of one request to an object store, with growing pauses, before it is an error."""
 PATIENCE_SECONDS = 60
 """That one request may take."""
+BLOCK_BYTES = 2**23
+"""Of a file that is read through, in memory at a time."""
 TEMPORARY_PREFIX = ".writing-"
 """Of files that are being written; what a kill leaves of them belongs to nothing."""
-_OF_A_STORE = ("AWS Error", "google::cloud", "curlCode")
+OF_A_STORE = ("AWS Error", "google::cloud", "curlCode")
 """In the messages of pyarrow's file systems."""
 COPIES_VARIABLE = "VLSI_COPIES"
 """Names the folder for copies of what lies in an object store; else it is below ~/.cache."""
@@ -139,7 +141,7 @@ def patiently(request: Callable[[], T]) -> T:
 def is_transient(error: BaseException) -> bool:
     """Whether a request failed for a reason that may pass, rather than the file or the right to it being missing."""
     refused = isinstance(error, FileNotFoundError | PermissionError) or "ACCESS_DENIED" in str(error)
-    return isinstance(error, OSError) and not refused and any(mark in str(error) for mark in _OF_A_STORE)
+    return isinstance(error, OSError) and not refused and any(mark in str(error) for mark in OF_A_STORE)
 
 
 def place_of(where: str | Place) -> Place:
@@ -209,7 +211,7 @@ def write_whole(place: Place, text: str) -> None:
     if isinstance(place, Remote):
         place.write_text(text)
         return
-    temporary = place.with_name(f"{TEMPORARY_PREFIX}{place.name}-{secrets.token_hex(4)}")
+    temporary = _temporary(place)
     try:
         temporary.write_text(text)
         sync(temporary)
@@ -240,21 +242,70 @@ def files_below(folder: Place) -> dict[str, int]:
     if isinstance(folder, Remote):
         found = {info.path.removeprefix(f"{folder.key}/"): info.size for info in _listing(folder)}
     else:
-        found = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+        found = dict(_sizes_here(str(folder)))
     return {name: size for name, size in sorted(found.items()) if TEMPORARY_PREFIX not in name}
 
 
-def dates_below(folder: Remote) -> dict[str, list[int]]:
-    """Size and time of every file below a folder in an object store."""
-    return {info.path.removeprefix(f"{folder.key}/"): [info.size, info.mtime_ns] for info in _listing(folder)}
+def _sizes_here(folder: str, prefix: str = "") -> Iterator[tuple[str, int]]:
+    """Caches have many shards, and data sets many pictures."""
+    if not os.path.isdir(folder):
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _sizes_here(entry.path, f"{prefix}{entry.name}/")
+            elif entry.is_file():
+                yield prefix + entry.name, entry.stat().st_size
+
+
+def dates_below(folder: Place) -> dict[str, list[int]]:
+    """Size and time (ns since the epoch) of every file below a folder."""
+    if isinstance(folder, Remote):
+        return {info.path.removeprefix(f"{folder.key}/"): [info.size, info.mtime_ns] for info in _listing(folder)}
+    stats = {str(path.relative_to(folder)): path.stat() for path in folder.rglob("*") if path.is_file()}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+
+
+def names_in(folder: Place) -> list[str]:
+    """Names of the files and folders directly in a folder, sorted; none if it is not there."""
+    if not isinstance(folder, Remote):
+        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    from pyarrow.fs import FileSelector
+
+    selector = FileSelector(folder.key, allow_not_found=True)
+    return sorted(info.base_name for info in patiently(lambda: folder.filesystem.get_file_info(selector)))
 
 
 def sha256_of(place: Place) -> str:
     """Hex SHA-256 of a file's content."""
-    if isinstance(place, Remote):
-        return hashlib.sha256(place.read_bytes()).hexdigest()
-    with place.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+    if not isinstance(place, Remote):
+        with place.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    return patiently(lambda: _each_block(place, lambda block: None))
+
+
+def copy_verified(source: Place, target: Place, sha256: str, told: Callable[[int], None] = lambda count: None) -> bool:
+    """Copy a file; it stands at `target` only if its content has this checksum.
+
+    Args:
+        source: the file.
+        target: where the copy goes, in any kind of store.
+        sha256: hex, of what the file should hold.
+        told: is told how many bytes were written, again and again; fewer than none when an attempt is repeated.
+
+    Returns:
+        Whether the content has the checksum.
+    """
+    written = target if isinstance(target, Remote) else _temporary(target)
+    same = False
+    try:
+        same = patiently(lambda: _copy(source, written, sha256, told))
+        if same and isinstance(target, Path) and isinstance(written, Path):
+            written.replace(target)
+    finally:
+        if not same:
+            written.unlink(missing_ok=True)
+    return same
 
 
 def remove(folder: Place) -> None:
@@ -279,6 +330,18 @@ def local_copy(place: Place) -> Path:
     return copy
 
 
+@contextmanager
+def borrowed(file: Place) -> Iterator[Path]:
+    """A file itself, or a copy on this machine's disk that is gone afterwards."""
+    if not isinstance(file, Remote):
+        yield file
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / file.name
+        _download(file, path)
+        yield path
+
+
 def sync(path: Path) -> None:
     """Wait until a file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -286,6 +349,42 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _temporary(place: Path) -> Path:
+    return place.with_name(f"{TEMPORARY_PREFIX}{place.name}-{secrets.token_hex(4)}")
+
+
+def _copy(source: Place, target: Place, sha256: str, told: Callable[[int], None]) -> bool:
+    """One attempt to copy a file; says whether it has this checksum, and takes back what it told if it fails."""
+    written = 0
+
+    def write(block: bytes) -> None:
+        nonlocal written
+        output.write(block)
+        written += len(block)
+        told(len(block))
+
+    try:
+        with _output(target) as output:
+            return _each_block(source, write) == sha256
+    except BaseException:
+        told(-written)
+        raise
+
+
+def _output(place: Place) -> Any:
+    return place.filesystem.open_output_stream(place.key) if isinstance(place, Remote) else place.open("wb")
+
+
+def _each_block(place: Place, use: Callable[[bytes], None]) -> str:
+    """Read a file once, block by block; its hex SHA-256."""
+    digest = hashlib.sha256()
+    with place.filesystem.open_input_file(place.key) if isinstance(place, Remote) else place.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+            use(block)
+    return digest.hexdigest()
 
 
 def _copies() -> Path:

@@ -175,7 +175,24 @@ Strategy = Literal[
     "bottom-3",
     "uniform",
     "random",
+    "joint",
+    "viterbi",
 ]
+_DRAWN = ("adaptive", "multinomial", "multinomial+range", "multinomial+range+order", "joint")
+_WHOLE_PATHS = ("joint", "viterbi")
+
+
+class Annealing(Settings):
+    """How sharp the draws are over a training: explore first, commit later."""
+
+    first: float = Field(default=0.1, gt=0)
+    """What divides the temperature in the first step."""
+    last: float = Field(default=10.0, gt=0)
+    """What divides it in the last step."""
+
+    def sharpness(self, progress: float) -> float:
+        """From `first` to `last` in equal ratios; `progress` is the share of the steps that are done."""
+        return self.first ** (1 - progress) * self.last**progress
 
 
 class Matching(Settings):
@@ -183,7 +200,7 @@ class Matching(Settings):
 
     strategy: Strategy = "adaptive"
     scale: float = Field(default=2.0, gt=0)
-    """Adaptive temperature = scale / (max - min + eps)."""
+    """Adaptive temperature = scale / (max - min + eps): of a student layer's candidates, or with `joint` of all."""
     eps: float = Field(default=1e-6, gt=0)
     reduction: Literal["mean", "sum"] = "mean"
     """[D] Over response tokens, for the draw only; with `sum` the draw is the argmin from the first step on."""
@@ -191,6 +208,29 @@ class Matching(Settings):
     """[D] One draw for each sample instead of one for each micro-batch."""
     sync: bool = False
     """[D] With several workers: one draw for all, from the KL over all their tokens, instead of one for each."""
+    stride_prior: float = Field(default=0.0, ge=0)
+    """For `joint` and `viterbi`: how much cheaper a path is that skips as many teacher layers between its matches
+    as it can than one that skips none, in units of max - min; layers between count in proportion."""
+    annealing: Annealing | None = None
+    """None draws alike from the first step to the last."""
+
+    def sharpness(self, progress: float) -> float:
+        """What divides the temperature of a draw when `progress`, a share of the steps, is done."""
+        return self.annealing.sharpness(progress) if self.annealing else 1.0
+
+    @model_validator(mode="after")
+    def _nothing_without_effect(self) -> Matching:
+        if self.annealing and self.strategy not in _DRAWN:
+            raise ValueError(
+                f"matching.annealing sharpens draws and `{self.strategy}` has none to sharpen; "
+                f"set it to null or matching.strategy to one of {', '.join(_DRAWN)}"
+            )
+        if self.stride_prior and self.strategy not in _WHOLE_PATHS:
+            raise ValueError(
+                f"matching.stride_prior weighs whole paths and `{self.strategy}` chooses layer by layer; "
+                f"set it to 0 or matching.strategy to one of {', '.join(_WHOLE_PATHS)}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_way_to_group(self) -> Matching:

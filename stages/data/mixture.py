@@ -95,6 +95,22 @@ def open_sources(place: Path) -> Mixture:
     return Mixture(sources=(Source(path=place),))
 
 
+def data_files(place: Path) -> list[Path]:
+    """The files that hold the records of `place`: itself, or the Parquet files of a folder by name.
+
+    Raises:
+        StageError: there is nothing, or a folder without Parquet files.
+    """
+    if place.is_file():
+        return [place]
+    if not place.is_dir():
+        raise StageError(f"data: {place} does not exist")
+    files = sorted(place.glob("*.parquet"))
+    if not files:
+        raise StageError(f"data: the folder {place} holds no *.parquet; name a .json or .jsonl file by its own path")
+    return files
+
+
 def _load(file: Path) -> Mixture:
     try:
         mixture = Mixture.model_validate(yaml.safe_load(file.read_text()))

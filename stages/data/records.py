@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stages.contract import StageError
+from stages.data.mixture import data_files
 from stages.data.pictures import Cell
 
 PICTURE_COLUMNS = ("images", "image")
@@ -42,22 +43,6 @@ class Record:
     name: str
     value: Any = None
     reason: str = ""
-
-
-def data_files(place: Path) -> list[Path]:
-    """The files that hold the records of `place`: itself, or the Parquet files of a folder by name.
-
-    Raises:
-        StageError: there is nothing, or a folder without Parquet files.
-    """
-    if place.is_file():
-        return [place]
-    if not place.is_dir():
-        raise StageError(f"data: {place} does not exist")
-    files = sorted(place.glob("*.parquet"))
-    if not files:
-        raise StageError(f"data: the folder {place} holds no *.parquet; name a .json or .jsonl file by its own path")
-    return files
 
 
 def read_records(place: Path, root: Path) -> Iterator[Record]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stages.contract.settings import Matching
 from stages.losses.divergence import CHUNK_BYTES, Head, Target, divergence, partition, prices
-from stages.losses.matching import match_layers
+from stages.losses.matching import expected_matches, match_layers
 
 
 class LayerCosts(Protocol):
@@ -66,6 +66,20 @@ class FeatureCosts:
         return (self._projected - _at(self._teacher, teacher_layer)).square().mean(dim=-1)
 
 
+class Learned(NamedTuple):
+    """What student layers learn on N tokens.
+
+    Attributes:
+        losses: [t_s, N] with gradient, of several matches of one layer the mean.
+        shares: [t_s, t_l], how many of the N tokens learn from each pair.
+        expected: [t_s], the sum over tokens of the place where a match was to be expected.
+    """
+
+    losses: Tensor
+    shares: Tensor
+    expected: Tensor
+
+
 def match_and_learn(
     costs: LayerCosts,
     all_pairs: Tensor,
@@ -73,8 +87,9 @@ def match_and_learn(
     settings: Matching,
     generator: torch.Generator,
     *,
+    sharpness: float = 1.0,
     counts: bool = True,
-) -> tuple[Tensor, Tensor]:
+) -> Learned:
     """Match layers on the costs of their tokens and learn from the matches (METHOD §3).
 
     Under data parallelism each worker draws for its own micro-batch from its own costs. With
@@ -88,19 +103,19 @@ def match_and_learn(
         rows: [N] int64, the sample of each token.
         settings: of the matching.
         generator: on the CPU.
+        sharpness: divides the temperature of a draw.
         counts: False for a micro-batch that fills up a worker's step and has no say in a common draw.
-
-    Returns:
-        Losses [t_s, N] with gradient, of several matches of one layer the mean; and how many of the N
-        tokens learn from each pair, [t_s, t_l].
     """
     groups = rows if settings.per_sample else torch.zeros_like(rows)
     sizes = torch.bincount(groups)
-    matches = match_layers(_by_group(all_pairs, groups, sizes, settings, counts), settings, generator).to(rows.device)
+    reduced = _by_group(all_pairs, groups, sizes, settings, counts)
+    drawn = match_layers(reduced, settings, generator, sharpness)
+    expected = expected_matches(reduced, drawn, settings, sharpness).to(rows.device, torch.float32)
+    matches = drawn.to(rows.device)
     of_token = matches[groups].permute(2, 1, 0)
     losses = torch.stack([costs.matched(layer) for layer in of_token]).mean(dim=0)
     chosen = torch.nn.functional.one_hot(matches, all_pairs.shape[1]).float().mean(dim=2)
-    return losses, (sizes[:, None, None] * chosen).sum(dim=0)
+    return Learned(losses, (sizes[:, None, None] * chosen).sum(dim=0), (sizes[:, None] * expected).sum(dim=0))
 
 
 def _by_group(costs: Tensor, groups: Tensor, sizes: Tensor, settings: Matching, counts: bool) -> Tensor:

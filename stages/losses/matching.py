@@ -2,8 +2,10 @@
 
 Student layers choose from shallow to deep. In `adaptive`, the paper's final form, layer i draws from
 the window [start .. t_l - t_s + i], where start lies one past the choice of layer i - 1, with
-probability softmax(-KL / T) and T = scale / (max KL - min KL + eps). The other strategies are the
-rows of the paper's ablation. No gradient flows through a choice.
+probability softmax(-KL / T) and T = scale / (max KL - min KL + eps). `joint` and `viterbi` choose the
+whole path at once: `joint` draws it with probability proportional to exp(-sum KL / T), with T from the
+spread of all pairs that a path can hold, `viterbi` takes the one with the lowest sum. The other
+strategies are the rows of the paper's ablation. No gradient flows through a choice.
 """
 
 from __future__ import annotations
@@ -15,11 +17,12 @@ import torch
 from torch import Tensor
 
 from stages.contract.settings import Matching
+from stages.losses.paths import best_path, draw_path, marginals
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """One row of the paper's matching ablation.
+    """One way to match layers.
 
     Attributes:
         choose: how one teacher layer (or several) is picked from the candidates.
@@ -27,6 +30,7 @@ class Strategy:
         order: look only past the layer chosen before.
         adaptive: temperature from the spread of the candidates, else 1.
         count: how many candidates are picked; their losses are averaged.
+        whole_path: choose for all student layers at once.
     """
 
     choose: Literal["draw", "lowest", "uniform", "random"]
@@ -34,6 +38,7 @@ class Strategy:
     order: bool = False
     adaptive: bool = False
     count: int = 1
+    whole_path: bool = False
 
 
 STRATEGIES: dict[str, Strategy] = {
@@ -45,18 +50,21 @@ STRATEGIES: dict[str, Strategy] = {
     "multinomial+range": Strategy("draw", search_range=True),
     "multinomial+range+order": Strategy("draw", search_range=True, order=True),
     "adaptive": Strategy("draw", search_range=True, order=True, adaptive=True),
+    "joint": Strategy("draw", search_range=True, order=True, adaptive=True, whole_path=True),
+    "viterbi": Strategy("lowest", search_range=True, order=True, whole_path=True),
 }
 
 
 @torch.no_grad()
-def match_layers(kl: Tensor, settings: Matching, generator: torch.Generator) -> Tensor:
+def match_layers(kl: Tensor, settings: Matching, generator: torch.Generator, sharpness: float = 1.0) -> Tensor:
     """Choose teacher layers for every student layer of every group.
 
     Args:
         kl: [G, t_s, t_l], nats, reduced over response tokens as `matching.reduction` says; a group
             is a micro-batch, or a sample with `matching.per_sample`.
-        settings: strategy, scale and eps.
+        settings: strategy, scale, eps and stride prior.
         generator: on the CPU; its state belongs to the checkpoint.
+        sharpness: divides the temperature of a draw.
 
     Returns:
         [G, t_s, count] int64 on the CPU, indices into the teacher's target layers.
@@ -65,19 +73,33 @@ def match_layers(kl: Tensor, settings: Matching, generator: torch.Generator) -> 
         ValueError: the student has more target layers than the teacher.
     """
     strategy = STRATEGIES[settings.strategy]
-    groups, student_layers, teacher_layers = kl.shape
-    check_layer_counts(student_layers, teacher_layers)
-    cost = kl.detach().float().cpu()
-    start = torch.zeros(groups, dtype=torch.long)
-    chosen = []
-    for i in range(student_layers):
-        end = teacher_layers - student_layers + i if strategy.search_range else teacher_layers - 1
-        window = _window(start, end, teacher_layers)
-        picks = _choose(cost[:, i], window, i * (teacher_layers // student_layers), strategy, settings, generator)
-        if strategy.order:
-            start = picks.amax(dim=1) + 1
-        chosen.append(picks)
-    return torch.stack(chosen, dim=1)
+    check_layer_counts(*kl.shape[1:])
+    if not strategy.whole_path:
+        return _match_one_by_one(kl, strategy, settings, generator, sharpness)
+    score = _path_score(kl, strategy, settings, sharpness)
+    path = draw_path(score, generator) if strategy.choose == "draw" else best_path(score)
+    return path[:, :, None]
+
+
+@torch.no_grad()
+def expected_matches(kl: Tensor, matches: Tensor, settings: Matching, sharpness: float = 1.0) -> Tensor:
+    """Where the match of each student layer was to be expected.
+
+    Args:
+        kl: [G, t_s, t_l], as in `match_layers`.
+        matches: [G, t_s, count], what it chose.
+        settings: of the matching.
+        sharpness: as in `match_layers`.
+
+    Returns:
+        [G, t_s] float64 on the CPU, places among the teacher's target layers: the exact mean over all paths
+        for `joint`, else the mean of what was chosen.
+    """
+    strategy = STRATEGIES[settings.strategy]
+    if not strategy.whole_path or strategy.choose != "draw":
+        return matches.double().mean(dim=2)
+    chances = marginals(_path_score(kl, strategy, settings, sharpness))
+    return chances @ torch.arange(kl.shape[2], dtype=torch.float64)
 
 
 def draw_match(cost: Tensor, window: Tensor, temperature: Tensor, generator: torch.Generator) -> Tensor:
@@ -100,9 +122,7 @@ def draw_match(cost: Tensor, window: Tensor, temperature: Tensor, generator: tor
 
 def adaptive_temperature(cost: Tensor, window: Tensor, *, scale: float, eps: float) -> Tensor:
     """scale / (max - min + eps) over each window: [G, t_l] costs to [G] temperatures."""
-    highest = torch.where(window, cost, -torch.inf).amax(dim=1)
-    lowest = torch.where(window, cost, torch.inf).amin(dim=1)
-    return scale / (highest - lowest + eps)
+    return scale / (_spread(cost, window) + eps)
 
 
 def check_layer_counts(student_layers: int, teacher_layers: int) -> None:
@@ -118,6 +138,50 @@ def check_layer_counts(student_layers: int, teacher_layers: int) -> None:
         )
 
 
+def _spread(cost: Tensor, window: Tensor) -> Tensor:
+    highest = torch.where(window, cost, -torch.inf).amax(dim=1)
+    lowest = torch.where(window, cost, torch.inf).amin(dim=1)
+    return highest - lowest
+
+
+def _path_score(kl: Tensor, strategy: Strategy, settings: Matching, sharpness: float) -> Tensor:
+    """[G, t_s, t_l] float64: minus what a path pays for each pair of layers, in units of the temperature.
+
+    What the steps of a path skip adds up to its last layer minus its first, so a price on skipping is
+    paid at the two ends.
+    """
+    cost = kl.detach().double().cpu()
+    student_layers, teacher_layers = cost.shape[1:]
+    spare = teacher_layers - student_layers
+    ahead = torch.arange(teacher_layers) - torch.arange(student_layers)[:, None]
+    candidates = ((ahead >= 0) & (ahead <= spare)).flatten()
+    spread = _spread(cost.flatten(1), candidates)[:, None, None]
+    ends = torch.zeros(student_layers, 1, dtype=torch.float64)
+    ends[0] += 1
+    ends[-1] -= 1
+    cost = cost + settings.stride_prior * spread * ends * torch.arange(teacher_layers) / max(1, spare)
+    temperature = settings.scale / (spread + settings.eps) / sharpness if strategy.adaptive else 1.0
+    return -cost / temperature
+
+
+def _match_one_by_one(
+    kl: Tensor, strategy: Strategy, settings: Matching, generator: torch.Generator, sharpness: float
+) -> Tensor:
+    groups, student_layers, teacher_layers = kl.shape
+    cost = kl.detach().float().cpu()
+    start = torch.zeros(groups, dtype=torch.long)
+    chosen = []
+    for i in range(student_layers):
+        end = teacher_layers - student_layers + i if strategy.search_range else teacher_layers - 1
+        window = _window(start, end, teacher_layers)
+        uniform = i * (teacher_layers // student_layers)
+        picks = _choose(cost[:, i], window, uniform, strategy, settings, generator, sharpness)
+        if strategy.order:
+            start = picks.amax(dim=1) + 1
+        chosen.append(picks)
+    return torch.stack(chosen, dim=1)
+
+
 def _window(start: Tensor, end: int, teacher_layers: int) -> Tensor:
     layers = torch.arange(teacher_layers)
     return (layers >= start[:, None]) & (layers <= end)
@@ -130,6 +194,7 @@ def _choose(
     strategy: Strategy,
     settings: Matching,
     generator: torch.Generator,
+    sharpness: float,
 ) -> Tensor:
     groups = len(cost)
     if strategy.choose == "uniform":
@@ -144,4 +209,4 @@ def _choose(
         if strategy.adaptive
         else torch.ones(groups)
     )
-    return draw_match(cost, window, temperature, generator)
+    return draw_match(cost, window, temperature / sharpness, generator)

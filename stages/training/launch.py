@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib
 import json
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from stages.contract import Job, StageError, read_journal
 from stages.contract.artifact import SCRATCH_FOLDER
-from stages.contract.files import STOP_FILE
+from stages.contract.failures import explain
+from stages.contract.files import NOTICE_FILE, STOP_FILE
 from stages.contract.job import Stopped
 from stages.contract.place import Place, Remote, filled, place_of, write_whole
 from stages.contract.quarantine import write_quarantine
@@ -41,7 +43,7 @@ def train(job: Job, work: Place, objective: str) -> dict[str, Any]:
         StageError: a worker failed for a reason that has a message of its own.
         Stopped: a SIGTERM came, and the workers left a checkpoint.
     """
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     from stages.cluster import connect
@@ -51,7 +53,7 @@ def train(job: Job, work: Place, objective: str) -> dict[str, Any]:
         connect()
     scratch = work / SCRATCH_FOLDER
     scratch.mkdir(exist_ok=True)
-    for left in (_ERROR_FILE, STOP_FILE, _STOPPED_FILE):
+    for left in (_ERROR_FILE, NOTICE_FILE, STOP_FILE, _STOPPED_FILE):
         (scratch / left).unlink(missing_ok=True)
     trainer = TorchTrainer(
         _train_worker,
@@ -65,15 +67,15 @@ def train(job: Job, work: Place, objective: str) -> dict[str, Any]:
             name="train",
             **_storage(scratch),
             failure_config=FailureConfig(max_failures=resources.max_failures, controller_failure_limit=1),  # type: ignore[call-arg]
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
     try:
         with _sigterm_leaves(scratch / STOP_FILE):
             trainer.fit()
     except Exception as error:
-        message = scratch / _ERROR_FILE
-        raise StageError(message.read_text() if message.is_file() else f"{job.stage}: {error}") from error
+        raise StageError(_reason(error, scratch / _ERROR_FILE, job)) from error
+    finally:
+        _pass_on_notice(scratch / NOTICE_FILE, job.stage)
     if (scratch / _STOPPED_FILE).is_file():
         raise Stopped((scratch / _STOPPED_FILE).read_text())
     return json.loads((scratch / _SUMMARY_FILE).read_text())
@@ -123,13 +125,25 @@ def _sigterm_leaves(file: Place) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _reason(error: Exception, file: Place, job: Job) -> str:
+    """A worker's own words if it could write them, else what is known of the error."""
+    with suppress(OSError):
+        return file.read_text()
+    return f"{job.stage}: {explain(error, job.output) or error}"
+
+
+def _pass_on_notice(file: Place, stage: str) -> None:
+    with suppress(OSError):
+        print(f"{stage}: {file.read_text()}", file=sys.stderr, flush=True)
+
+
 def _say_stopped(work: Place, loop: Loop, step: int) -> None:
     if loop.is_first_worker:
         write_whole(work / SCRATCH_FOLDER / _STOPPED_FILE, f"the next start goes on after step {step}")
 
 
 def _storage(scratch: Place) -> dict[str, Any]:
-    """Where Ray Train keeps checkpoints."""
+    """Where Ray Train keeps what it writes itself; no checkpoints are among it."""
     if isinstance(scratch, Remote):
         return {"storage_path": scratch.key, "storage_filesystem": scratch.filesystem}
     return {"storage_path": str(scratch)}

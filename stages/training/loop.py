@@ -2,42 +2,41 @@
 
 One optimizer step takes `batch_size` samples over all workers and all micro-batches, and its loss is
 the mean over all their response tokens, however they are cut into micro-batches and dealt to workers.
-A checkpoint holds the trained parameters, the optimizer and the step; the order of the samples and
-every random number follow from the step, so a resumed run equals an uninterrupted one.
+A checkpoint holds the trained parameters, the optimizer, the step and the samples that could not be used;
+the order of the samples and every random number follow from the step, so a resumed run equals an
+uninterrupted one.
 """
 
 from __future__ import annotations
 
+import copy
 import math
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import astuple, dataclass, replace
 from typing import Any, NamedTuple
 
-import ray.train
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.tensor import DTensor
 
 from stages.contract import Journal, Resources, StageError
 from stages.contract.artifact import SCRATCH_FOLDER
-from stages.contract.files import STOP_FILE
-from stages.contract.place import Place
+from stages.contract.files import NOTICE_FILE, STOP_FILE
+from stages.contract.place import Place, write_whole
 from stages.data.encoding import Batch
 from stages.data.sample import BadLine
 from stages.memory import peak_memory_bytes
+from stages.training.checkpoint import Checkpoints
 from stages.training.loader import Loader, StepData
 from stages.training.objective import Objective
 from stages.training.optimizer import learning_rate, make_optimizer
 from stages.training.order import Order, step_seed
 from stages.training.workers import distribute
 
-CHECKPOINT_FILE = "state.pt"
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 
 
@@ -75,6 +74,7 @@ class Loop:
         self._objective = objective
         self._schedule = objective.schedule
         self._work = work
+        self._checkpoints = Checkpoints(work)
         self._order = Order(len(objective.samples), objective.schedule)
         self._shards = resources.parallelism == "fsdp"
         self._accelerator, self._module = distribute(objective, resources)
@@ -91,7 +91,10 @@ class Loop:
             StageError: a loss or a gradient is not finite, memory does not suffice, or too many samples
                 cannot be used.
         """
-        start = self._restore()
+        with self._checkpoints:
+            return self._run(self._restore())
+
+    def _run(self, start: int) -> Outcome:
         journal = self._journal(start)
         seconds = waiting = 0.0
         began = time.monotonic()
@@ -137,6 +140,7 @@ class Loop:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._seed(step)
+        self._objective.progress = step / max(1, self._order.steps - 1)
         counts = self._counts(data)
         self._stopping = bool(counts.asked_to_stop.any())
         if counts.bad_samples.any():
@@ -236,24 +240,32 @@ class Loop:
         return Journal(self._work, total=self._order.steps, unit="steps", start=start)
 
     def _checkpoint(self, step: int) -> None:
-        trained, optimizer = self.trained_state()
-        if not self._accelerator.is_main_process:
-            ray.train.report({"step": step})
+        """Copy the state and let a thread write it; of whole copies the first worker's is enough."""
+        self._checkpoints.wait()
+        if not (self.is_first_worker or self._shards):
             return
-        with tempfile.TemporaryDirectory() as folder:
-            state = {"step": step, "trained": trained, "optimizer": optimizer}
-            torch.save(state, Path(folder) / CHECKPOINT_FILE)
-            ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        trained, optimizer = self.trained_state()
+        if self.is_first_worker:
+            bad = [astuple(line) for line in self._bad.values()]
+            state = {"step": step, "trained": trained, "optimizer": optimizer, "bad": bad}
+            on_cpu = self._accelerator.device.type == "cpu"
+            self._checkpoints.save(step, copy.deepcopy(state) if on_cpu else state)
 
     def _restore(self) -> int:
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
+        """Take up the checkpoint that the first worker found whole; returns its step, 0 without one."""
+        step, state = 0, None
+        if self.is_first_worker:
+            step, state, notice = self._checkpoints.newest()
+            if notice:
+                write_whole(self._work / SCRATCH_FOLDER / NOTICE_FILE, notice)
+        (step,) = broadcast_object_list([step])
+        if not step:
             return 0
-        with checkpoint.as_directory() as folder:
-            state = torch.load(Path(folder) / CHECKPOINT_FILE, map_location="cpu", weights_only=True)
+        state = state or self._checkpoints.load(step)
+        self._bad = {line.id: line for line in (BadLine(*values) for values in state["bad"])}
         trained = {name for name, parameter in self._objective.named_parameters() if parameter.requires_grad}
         if missing := sorted(trained - state["trained"].keys()):
-            raise StageError(f"the checkpoint of step {state['step']} lacks {missing[:3]}; force the stage anew")
+            raise StageError(f"the checkpoint of step {step} lacks {missing[:3]}; force the stage anew")
         set_state_dict(
             self._module,
             self._optimizer,
@@ -261,7 +273,7 @@ class Loop:
             optim_state_dict=state["optimizer"],
             options=replace(_WHOLE, strict=False),
         )
-        return state["step"]
+        return step
 
 
 def _filled(batches: Sequence[Batch], count: int) -> list[Batch]:

@@ -40,6 +40,7 @@ class Objective(nn.Module, ABC):
         preprocessing: what the encoder was made with.
         cache: the teacher's side of every sample, if the loss needs it.
         generator: source of the stage's random draws, seeded anew for every step.
+        progress: share of the steps that are done, from 0 in the first to 1 in the last; set for every step.
         common_draws: whether all workers draw the same random numbers.
         autocast: whether the forward pass computes in bfloat16.
     """
@@ -50,6 +51,7 @@ class Objective(nn.Module, ABC):
     preprocessing: Preprocessing
     cache: CacheReader | None = None
     generator: torch.Generator
+    progress: float = 0.0
     common_draws: bool = False
     autocast: bool = False
 

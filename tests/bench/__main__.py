@@ -29,6 +29,7 @@ RATIOS = {("seconds", "ours / baseline"): " the time", ("seconds", "baseline / o
 QUIET = {"TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error", "TRL_EXPERIMENTAL_SILENCE": "1"}
 GROUPS = {
     "floor": heads.compare_with_floor,
+    "choice": heads.compare_choice,
     "dense": heads.compare_with_dense,
     "last-layer": last_layer.compare,
     "steps": steps.compare,

@@ -3,8 +3,8 @@
 The stages run as users run them: `python -m stages.capture --job FILE`, on Ray, with one actor or two,
 every process with one thread. The other core is there for what a stage does beside the model; the loops
 of `bare_loops` do everything in turn. Times are those of the steady state on both sides: a stage's from
-the journal, from the line by which every actor has done a shard to the last one; a loop's without loading
-and without its first group of samples.
+the second half of its shards, when every actor has long been at work; a loop's without loading and without
+its first group of samples.
 
 The teacher is a genuine Qwen2-VL in float32 with 63 M parameters in its blocks and random weights; its
 head has 8,200 real rows, which is as large a part of it as Qwen2-VL-7B's. A sample is a picture of
@@ -59,7 +59,7 @@ class Sizes(NamedTuple):
         layers=16, width=512, heads=8, mlp_width=2_048, vision_width=128, vision_heads=4
     )
     student: ScratchModel = ScratchModel(layers=1, width=384, heads=6, key_value_heads=2, mlp_width=1_024, tied=True)
-    shards: int = 6
+    shards: int = 12
     shard_samples: int = 16
     batch_samples: int = 8
     batch_tokens: int = 2_048
@@ -128,8 +128,13 @@ def run_stage(stage: str, sizes: Sizes, folder: Path, workers: int) -> dict[str,
 
 
 def steady_rate(lines: list[dict[str, Any]], workers: int) -> float:
-    """Samples per second from the line by which each of the workers has done a shard to the last one."""
-    first, last = lines[workers - 1], lines[-1]
+    """Samples per second of the second half of the shards, in whole rounds of all workers.
+
+    Workers that began together also end their shards together: from the middle of a round on, the rest of
+    it would count as made in no time.
+    """
+    rounds = len(lines) // workers
+    first, last = lines[workers * max(1, rounds // 2) - 1], lines[-1]
     return (last["step"] - first["step"]) / (last["time"] - first["time"])
 
 

@@ -19,7 +19,7 @@ from torch.nn.functional import kl_div, log_softmax
 from stages.contract.settings import Matching
 from stages.losses.divergence import Head, Target, moment_target
 from stages.losses.layerwise import KLCosts, match_and_learn
-from stages.losses.matching import adaptive_temperature, draw_match
+from stages.losses.matching import adaptive_temperature, draw_match, expected_matches, match_layers
 from tests.bench.measure import Built, Measured, Side, alternate, once
 from tests.bench.results import Check, Result, relative_differences
 
@@ -40,6 +40,7 @@ QUICK = Sizes(teacher_width=96, vocabulary=6_000, student_width=48, tokens=64, s
 SLOWDOWN_AT_MOST = 1.25
 SPEEDUP_AT_LEAST = 8
 MEMORY_RATIO_AT_LEAST = 10
+CHOICE_AT_MOST = 0.01
 
 
 def compare_with_floor(quick: bool) -> Iterator[Result]:
@@ -82,6 +83,19 @@ def compare_with_dense(quick: bool) -> Iterator[Result]:
         yield _cost_of_cache(width, **measured)
 
 
+def compare_choice(quick: bool) -> Iterator[Result]:
+    """Drawing a whole path, with the exact marginals, as a share of matching, loss and gradient together."""
+    sizes = QUICK if quick else Sizes()
+    sides = {
+        "ours": Side(build_choice, {"sizes": sizes}),
+        "baseline": Side(build_matching, {"sizes": sizes, "dtype": "float32"}),
+    }
+    measured = alternate(sides, repeats=2 if quick else 3, warmups=1)
+    result = Result("matching-choice", "a whole path and its marginals against the rest", **measured, slowdown=True)
+    result.checks = [Check("share", result.ratio, CHOICE_AT_MOST, at_most=True)]
+    yield result
+
+
 def _cost_of_cache(width: int, ours: Measured, baseline: Measured) -> Result:
     making = Measured(ours.resident_bytes, {}, [ours.notes["cache_seconds"]], [ours.notes["cache_peak_bytes"]])
     what = f"making the cache, once, against one dense step on the same tokens, teacher width {width}"
@@ -95,6 +109,18 @@ def build_matching(sizes: Sizes, dtype: str) -> Built:
     moment = torch.randn(sizes.teacher_layers, sizes.tokens, sizes.student_width, generator=generator)
     entropy = torch.rand(sizes.teacher_layers, sizes.tokens, generator=generator)
     return Built(lambda: _match(x, head, Target(0.01 * moment, entropy)))
+
+
+def build_choice(sizes: Sizes) -> Built:
+    """What `joint` does between the prices and the losses."""
+    settings, generator = Matching(strategy="joint"), torch.Generator().manual_seed(0)
+    kl = torch.rand(1, sizes.student_layers, sizes.teacher_layers, generator=generator)
+
+    def run() -> dict[str, float]:
+        matches = match_layers(kl, settings, generator)
+        return {"expected": expected_matches(kl, matches, settings).sum().item()}
+
+    return Built(run)
 
 
 def build_cached_matching(sizes: Sizes) -> Built:
@@ -141,7 +167,7 @@ def _match(x: Tensor, head: Head, target: Target) -> dict[str, float]:
     x.grad = None
     rows = torch.zeros(x.shape[1], dtype=torch.long)
     costs = KLCosts(list(x), head, target)
-    losses, _ = match_and_learn(costs, costs.all_pairs(), rows, Matching(), torch.Generator().manual_seed(0))
+    losses = match_and_learn(costs, costs.all_pairs(), rows, Matching(), torch.Generator().manual_seed(0)).losses
     losses.sum().backward()
     return {"loss": losses.sum().item(), "gradient": x.grad.norm().item()}
 

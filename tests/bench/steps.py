@@ -175,7 +175,7 @@ class InteractionStudent:
         costs = KLCosts(inputs, head, teacher)
         passed = partition(cut[-1], head)
         clock.lap("heads")
-        losses, _ = match_and_learn(costs, costs.all_pairs(), batch.rows, Matching(), self._generator)
+        losses = match_and_learn(costs, costs.all_pairs(), batch.rows, Matching(), self._generator).losses
         total = losses.sum() + divergence(cut[-1], passed, last).sum()
         (total / len(batch.labels)).backward()
         clock.lap("matching")

@@ -100,10 +100,24 @@ def test_both_loops_make_what_the_stage_makes(prepared, stage, run, shards):
         assert side.build(**side.arguments).run()["sizes"] == pytest.approx(in_cache, rel=SAME_IN_BFLOAT16)
 
 
-def test_a_steady_rate_begins_when_every_worker_has_done_a_shard():
-    lines = [{"step": step, "time": time} for step, time in ((4, 10.0), (8, 11.0), (12, 13.0), (16, 14.0))]
-    assert cache_stages.steady_rate(lines, workers=1) == pytest.approx(12 / 4)
-    assert cache_stages.steady_rate(lines, workers=2) == pytest.approx(8 / 3)
+def lines_at(*times):
+    return [{"step": 4 * number, "time": time} for number, time in enumerate(times, 1)]
+
+
+def test_a_steady_rate_is_that_of_the_second_half():
+    assert cache_stages.steady_rate(lines_at(10, 11, 13, 14), workers=1) == pytest.approx(8 / 3)
+    assert cache_stages.steady_rate(lines_at(10, 11, 13), workers=2) == pytest.approx(4 / 2)
+
+
+@pytest.mark.parametrize("late", [0.0, 0.5, 1.0, 3.0])
+def test_a_worker_that_begins_late_makes_two_no_faster_than_two(late):
+    """Each takes a second for a shard of four samples, whenever it began."""
+    times = sorted([*range(1, 20), *(late + second for second in range(1, 20))])[:12]
+    assert cache_stages.steady_rate(lines_at(*times), workers=2) == pytest.approx(8, rel=0.1)
+
+
+def test_choosing_a_path_is_measured_apart():
+    assert heads.build_choice(heads.QUICK).run()["expected"] > 0
 
 
 @pytest.fixture(scope="module")

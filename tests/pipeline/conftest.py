@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from rich.console import Console
@@ -18,11 +21,16 @@ from pipeline.executors import StageFailed
 from pipeline.runner import Outcome
 from pipeline.session import Session
 from stages.contract import Job, Journal
+from stages.contract.artifact import RUN_VARIABLE
 from stages.contract.job import execute
 from stages.contract.place import Place, write_whole
 from stages.contract.quarantine import BadLine, write_quarantine
 
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
 Command = Callable[..., tuple[int, str]]
+Question = Callable[..., tuple[int, Any]]
 
 TASKS = ("which-digit", "read-a-row", "largest", "how-many", "add-a-column", "sort-a-row", "even-or-odd")
 BAD = [BadLine("7", 8, "image 7.png cannot be read: OSError"), BadLine("line 12", 12, "invalid UTF-8")]
@@ -53,6 +61,7 @@ class FakeExecutor:
         """Do what a stage's process would do."""
         self.jobs.append(job)
         self.environments[job.stage] = environment
+        os.environ.update(environment)
         execute(job, self._stage)
 
     def _stage(self, job: Job, work: Place) -> dict[str, Any]:
@@ -86,6 +95,7 @@ def summary_of(stage: str) -> dict[str, Any]:
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A store in which the digits experiment is prepared; the current directory is beside it."""
     monkeypatch.setenv("VLSI_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv(RUN_VARIABLE, "")
     for name in ("VLSI_CONF", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
@@ -109,7 +119,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def unpaired(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny files have no processors to compare; tests of the comparison itself are marked `paired`."""
     if "paired" not in request.keywords:
-        monkeypatch.setattr("pipeline.session.check_pairs", lambda *_: None)
+        monkeypatch.setattr("pipeline.pairing._check", lambda *_: None)
 
 
 @pytest.fixture
@@ -123,12 +133,82 @@ def run(world: Path, executor: FakeExecutor, monkeypatch: pytest.MonkeyPatch) ->
     """Run an experiment as `vlsi run` does, without MLflow and figures; everything is read afresh each time."""
     monkeypatch.setattr("pipeline.session.render", lambda *_: "")
 
-    def run(*overrides: str, **selection: str) -> Outcome:
+    def run(*overrides: str, keep_going: bool = False, **selection: str) -> Outcome:
         executor.jobs.clear()
         session = Session.open(["tracking.enabled=false", *overrides])
-        return session.execute(session.decide(Selection(**selection)), Console(quiet=True), executor)
+        decisions = session.decide(Selection(**selection))
+        return session.execute(decisions, Console(quiet=True), executor, keep_going=keep_going)
 
     return run
+
+
+class Runs:
+    """What one MLflow knows, by parent and by stage."""
+
+    def __init__(self, uri: str) -> None:
+        from mlflow.tracking import MlflowClient
+
+        self.client = MlflowClient(uri)
+        experiment = self.client.get_experiment_by_name("vlsi")
+        assert experiment is not None
+        self.experiment_id = experiment.experiment_id
+        runs = self.client.search_runs([self.experiment_id], order_by=["attributes.start_time ASC"])
+        self.parents = [run for run in runs if "vlsi.run" in run.data.tags and "vlsi.stage" not in run.data.tags]
+        self.children = {run.data.tags["vlsi.stage"]: run for run in runs if "vlsi.stage" in run.data.tags}
+        self.all = runs
+
+    def files(self, run: Run) -> set[str]:
+        """Names of a run's files, folders entered."""
+        found = set()
+        for item in self.client.list_artifacts(run.info.run_id):
+            inner = self.client.list_artifacts(run.info.run_id, item.path) if item.is_dir else [item]
+            found |= {entry.path for entry in inner}
+        return found
+
+    def steps(self, run: Run, metric: str = "loss") -> list[int]:
+        """The steps that a metric was logged at, sorted."""
+        return sorted(entry.step for entry in self.client.get_metric_history(run.info.run_id, metric))
+
+
+@pytest.fixture(scope="session")
+def fresh_database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """An MLflow database without runs; making one takes seconds."""
+    from mlflow.tracking import MlflowClient
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path.read_bytes()
+
+
+@pytest.fixture
+def tracked(world: Path, executor: FakeExecutor, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Run the digits experiment alone, mirrored in whatever MLFLOW_TRACKING_URI names; what was printed."""
+    monkeypatch.setattr("pipeline.session.render", lambda *_: "<!doctype html>")
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
+    monkeypatch.setattr("pipeline.tracking.tracker.LOCAL_PATIENCE_SECONDS", 120.0)
+    monkeypatch.setattr("pipeline.tracking.mirror.save_stage_figures", lambda _, folder: (folder / "a.png").touch())
+
+    def tracked(*overrides: str, **selection: str) -> str:
+        session = Session.open(["~variants", *overrides])
+        printed = io.StringIO()
+        session.execute(session.decide(Selection(**selection)), Console(file=printed, width=200), executor)
+        return printed.getvalue()
+
+    return tracked
+
+
+@pytest.fixture
+def track(world: Path, tracked: Callable[..., str], fresh_database: bytes) -> Callable[..., Runs]:
+    """The same with a database in the store; what MLflow knows afterwards."""
+    database = world / "store" / "mlflow.db"
+    database.write_bytes(fresh_database)
+
+    def track(*overrides: str, **selection: str) -> Runs:
+        printed = tracked(*overrides, **selection)
+        assert "MLflow" not in printed, printed
+        return Runs(f"sqlite:///{database}")
+
+    return track
 
 
 @pytest.fixture
@@ -139,9 +219,34 @@ def call_vlsi(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
         for console in (commands.out, commands.err):
             monkeypatch.setattr(console, "_width", width)
         monkeypatch.setattr(sys, "argv", ["vlsi", *arguments])
+        capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             cli.main()
         printed = capsys.readouterr()
         return int(ended.value.code or 0), printed.out + printed.err
 
     return call_vlsi
+
+
+@pytest.fixture
+def vlsi(world: Path, executor: FakeExecutor, monkeypatch: pytest.MonkeyPatch, call_vlsi: Command) -> Command:
+    """Call `vlsi` in this process, with stages that only write; exit code and everything printed."""
+    monkeypatch.setattr("pipeline.session.make_executor", lambda settings: executor)
+    monkeypatch.setattr("pipeline.session.render", lambda *_: "")
+    return call_vlsi
+
+
+@pytest.fixture
+def ask_vlsi(vlsi: Command) -> Question:
+    """Call `vlsi … --json` in the same way; exit code and the document, which is all that stdout holds.
+
+    Stages that only write print in this process what a real one prints into its log.
+    """
+
+    def ask_vlsi(*arguments: str) -> tuple[int, Any]:
+        with redirect_stdout(io.StringIO()) as printed:
+            code, _ = vlsi(*arguments, "--json")
+        ours = [line for line in printed.getvalue().splitlines() if not line.startswith("capture: ")]
+        return code, json.loads("\n".join(ours))
+
+    return ask_vlsi

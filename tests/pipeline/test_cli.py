@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,15 +21,8 @@ from pipeline.runner import Outcome
 from pipeline.screen import show_scores
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+COMMANDS = "run plan status explain runs diff prepare sweep report job gc push pull".split()
 HEAVY = ("torch", "transformers", "ray", "mlflow", "matplotlib")
-
-
-@pytest.fixture
-def vlsi(world: Path, executor: FakeExecutor, monkeypatch: pytest.MonkeyPatch, call_vlsi: Command) -> Command:
-    """Call `vlsi` in this process, with stages that only write; exit code and everything printed."""
-    monkeypatch.setattr("pipeline.session.make_executor", lambda settings: executor)
-    monkeypatch.setattr("pipeline.session.render", lambda *_: "")
-    return call_vlsi
 
 
 def test_a_run_shows_scores_times_files_and_what_is_next(vlsi: Command) -> None:
@@ -51,9 +46,11 @@ def test_explain_names_the_field(vlsi: Command, run: Callable[..., Outcome]) -> 
     run()
     code, text = vlsi("explain", "interaction", "interaction.schedule.learning_rate=5e-5")
     assert code == 0
-    assert re.search(r"run: interaction\.schedule\.learning_rate \S+ → 5e-5", text)
+    assert re.search(r"interaction is stale: interaction\.schedule\.learning_rate \S+ → 5e-5\n", text)
+    code, text = vlsi("explain", "reinforcement", "interaction.schedule.learning_rate=5e-5")
+    assert "reinforcement is stale because interaction is" in text
     code, text = vlsi("explain", "evaluation@teacher")
-    assert "reused: made in" in text
+    assert "up to date: made in" in text
 
 
 def test_a_failure_shows_its_message_and_ends_with_1(vlsi: Command, executor: FakeExecutor) -> None:
@@ -79,7 +76,7 @@ def test_a_job_is_what_the_stage_reads(vlsi: Command) -> None:
     assert (code, json.loads(text)["stage"]) == (0, "interaction")
 
 
-@pytest.mark.parametrize("command", ["run", "plan", "status", "explain", "prepare", "report", "job"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_says_what_to_type_next(vlsi: Command, command: str) -> None:
     code, text = vlsi(command, "--help")
     text = " ".join(text.split())
@@ -105,6 +102,14 @@ def test_the_table_fits_into_100_columns(capsys: pytest.CaptureFixture[str]) -> 
     assert "100.0" in text
 
 
+@pytest.mark.parametrize("by_task", [{}, {"": 0.5}])
+def test_the_table_needs_no_kinds_of_question(by_task: dict[str, float], capsys: pytest.CaptureFixture[str]) -> None:
+    show_scores(Console(width=100), [Scores("vlsi", 0.5, by_task, 10)])
+    text = capsys.readouterr().out
+    assert "overall" in text
+    assert "50.0" in text
+
+
 def test_asking_and_running_nothing_load_nothing_heavy(run: Callable[..., Outcome]) -> None:
     run()
     program = (
@@ -120,3 +125,73 @@ def test_asking_and_running_nothing_load_nothing_heavy(run: Callable[..., Outcom
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "LOADED []"
     assert "would run" not in done.stdout
+
+
+PROGRAM = """
+import resource, sys
+opened, listed = [], []
+
+def watch(event, details):
+    if event == "open":
+        opened.append(str(details[0]))
+    elif event in ("os.scandir", "os.listdir"):
+        listed.append(str(details[0]))
+
+sys.addaudithook(watch)
+import pipeline.cli
+
+sys.argv = ["vlsi", *sys.argv[2:]]
+try:
+    pipeline.cli.main()
+except SystemExit as ended:
+    assert not ended.code
+used = resource.getrusage(resource.RUSAGE_SELF)
+found = {
+    "opened": [path for path in opened if "/store/" in path],
+    "listed": [path for path in listed if "/store/" in path],
+    "loaded": [name for name in ("pyarrow", "PIL", "stages.data.sample") if name in sys.modules],
+    "cpu_seconds": used.ru_utime + used.ru_stime,
+}
+import json
+
+print(json.dumps(found))
+"""
+
+
+def draw_pictures(store: Path) -> None:
+    """A data set with many pictures."""
+    prepared = store / "prepared" / "digits"
+    sample = json.loads((prepared / "train.jsonl").read_text())
+    pictures = [f"images/{number}.png" for number in range(500)]
+    for picture in pictures:
+        (prepared / picture).write_bytes(picture.encode())
+    lines = (json.dumps({**sample, "id": picture, "images": [picture]}) for picture in pictures)
+    (prepared / "train.jsonl").write_text("\n".join(lines))
+
+
+def crowd(store: Path) -> None:
+    """More artifacts and runs than one experiment has."""
+    (artifact,) = (store / "capture").iterdir()
+    (record,) = (store / "runs" / "digits").iterdir()
+    for number in range(300):
+        shutil.copytree(artifact, artifact.with_name(f"{number:016x}"))
+        shutil.copy(record, record.with_name(f"{number:012d}-{number:08x}.json"))
+
+
+@pytest.mark.parametrize("command", ["status", "run"])
+def test_with_nothing_to_do_little_is_read_however_much_there_is(
+    world: Path, run: Callable[..., Outcome], command: str
+) -> None:
+    draw_pictures(world / "store")
+    run("~variants")
+    crowd(world / "store")
+    arguments = [sys.executable, "-c", PROGRAM, "vlsi", command, "~variants", "tracking.enabled=false"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(arguments, cwd=world, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["loaded"] == []
+    assert len(found["opened"]) < 60, found["opened"]
+    assert len(found["listed"]) < 60, found["listed"]
+    assert not [path for path in found["opened"] if path.endswith((".png", ".safetensors", ".bin"))]
+    assert found["cpu_seconds"] < 15

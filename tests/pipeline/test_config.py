@@ -107,6 +107,7 @@ def test_an_existing_folder_is_not_taken_for_a_hub_id(world: Path) -> None:
             "executor.resources.capture.worker: unknown key; did you mean executor.resources.NAME.workers?",
         ),
         ("experiment=digts", "experiment: 'digts' is unknown; did you mean digits? allowed: digits, "),
+        ("sweep=matching", "sweep: a single experiment has none; use `vlsi sweep sweep=matching`"),
         ("interaction.schedule.steps=many", "interaction.schedule.steps: 'many' is not valid: input should be a valid"),
         ("interaction.losses.last=klx", "interaction.losses.last: 'klx' is not valid: input should be 'kl', 'ce' or"),
         ("interaction.schedule.steps", "'interaction.schedule.steps' is not an override; write key=value"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.execution import KubeRay, Local, RayJobs
-from pipeline.executors import StageFailed, make_executor
+from pipeline.executors import StageFailed, StageStopped, make_executor
 from pipeline.executors.cluster import ClusterExecutor
 from pipeline.executors.local import LocalExecutor
 from stages.contract import Job
@@ -68,3 +68,12 @@ def test_nothing_starts_after_leaving(executor: LocalExecutor, tmp_path: Path) -
 def test_each_kind_has_an_executor() -> None:
     made = [make_executor(settings) for settings in (Local(), RayJobs(), KubeRay())]
     assert [type(executor) for executor in made] == [LocalExecutor, ClusterExecutor, ClusterExecutor]
+
+
+@pytest.mark.parametrize("code", [3, -15])
+def test_a_stage_that_was_stopped_is_told_from_one_that_failed(
+    executor: LocalExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    monkeypatch.setattr(executor, "_wait", lambda *_: code)
+    with executor, pytest.raises(StageStopped, match="capture was stopped from outside"):
+        executor.run(job("capture", tmp_path), tmp_path / "log", {})

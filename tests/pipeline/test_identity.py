@@ -126,6 +126,29 @@ def test_unchanged_files_are_not_read_again(world: Path, monkeypatch: pytest.Mon
     assert Digests(world).checkpoint(teacher) == digest
 
 
+def test_samples_are_read_only_when_their_files_change(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = world / "store" / "prepared" / "digits"
+    train = str(prepared / "train.jsonl")
+    first = Digests(world)
+    digest = first.samples(train)
+    first.save()
+    with monkeypatch.context() as patches:
+        patches.setattr(pipeline.identity, "_named_pictures", lambda place: pytest.fail(f"{place} was read again"))
+        assert Digests(world).samples(train) == digest
+        (prepared / "images" / "train.png").write_bytes(b"other")
+        assert Digests(world).samples(train) != digest
+    (prepared / "train.jsonl").write_text((prepared / "test.jsonl").read_text())
+    assert Digests(world).samples(train) == Digests(world).samples(str(prepared / "test.jsonl"))
+
+
+def test_a_damaged_memory_is_forgotten(world: Path) -> None:
+    train = str(world / "store" / "prepared" / "digits" / "train.jsonl")
+    digest = Digests(world).samples(train)
+    for memory in ("{torn", "[]", "{}", '{"files": {}}', '{"files": 3, "pictures": 4}'):
+        (world / ".digests.json").write_text(memory)
+        assert Digests(world).samples(train) == digest
+
+
 def test_what_is_missing_is_named(world: Path) -> None:
     with pytest.raises(MissingInput, match="no config.json"):
         Digests(world).checkpoint(str(world))

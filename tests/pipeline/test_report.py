@@ -85,6 +85,40 @@ def test_the_matching_matrix_has_a_row_for_each_student_layer() -> None:
     assert [tick.get_text() for tick in start.get_yticklabels()] == ["0", "1"]
 
 
+def test_without_kinds_of_question_the_report_shows_the_overall_score(session: Session) -> None:
+    evaluation = session.artifacts()["evaluation"]
+    manifest = evaluation.manifest.model_copy(update={"summary": {**summary_of("evaluation"), "by_task": {}}})
+    artifacts = {"evaluation": type(evaluation)(evaluation.path, manifest)}
+    html = render(session.experiment, session.graph, artifacts)
+    assert "<thead><tr><th></th><th>overall</th></tr></thead>" in html
+    assert "<td>65.0</td>" in html
+
+
+def journal_of_matches() -> list[dict[str, object]]:
+    drawn, expected = [[0.0, 1.0], [0.5, 2.0]], [[0.2, 1.4], [0.4, 1.6]]
+    steps = enumerate(zip(drawn, expected, strict=True), 1)
+    return [{"step": step, "match_mean": mean, "match_expected": exact} for step, (mean, exact) in steps]
+
+
+def test_matches_over_time_have_a_line_for_each_student_layer() -> None:
+    figure = figures.matches_over_time(summary_of("interaction"), [{"step": 9}, *journal_of_matches()])
+    drawn, expected = figure.axes
+    assert (drawn.get_title(), expected.get_title()) == ("drawn", "expected")
+    assert [list(line.get_ydata()) for line in drawn.lines] == [[0.0, 0.5], [1.0, 2.0]]
+    assert [list(line.get_ydata()) for line in expected.lines] == [[0.2, 0.4], [1.4, 1.6]]
+    assert list(drawn.lines[0].get_xdata()) == [1, 2]
+    assert [tick.get_text() for tick in drawn.get_yticklabels()] == ["0", "1", "2"]
+
+
+def test_the_report_shows_matches_over_time_where_they_were_recorded(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifacts, caption = session.artifacts(), "<figcaption>interaction: the mean teacher block"
+    assert caption not in render(session.experiment, session.graph, artifacts)
+    monkeypatch.setattr("pipeline.report.read_journal", lambda _: journal_of_matches())
+    assert caption in render(session.experiment, session.graph, artifacts)
+
+
 def test_the_bars_take_any_number_of_models() -> None:
     for count in (1, 9):
         scores = [Scores(f"model-{i}", 0.5, {"a": 0.4, "b": 0.6}, 10) for i in range(count)]

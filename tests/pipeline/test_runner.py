@@ -5,15 +5,19 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import FakeExecutor
+from rich.console import Console
 
-from pipeline.executors import StageFailed
+from pipeline.executors import StageFailed, StageStopped
 from pipeline.runner import Outcome
 from pipeline.session import Session
 from stages.contract import Job
+from stages.contract.place import Place
 
 ALONE = "~variants"
 CHAIN = ["capture", "evaluation", "interaction", "precompute", "reinforcement", "verbalization"]
@@ -42,7 +46,7 @@ def test_variants_share_nodes(run: Run, executor: FakeExecutor) -> None:
 
 def test_a_failing_stage_leaves_nothing_and_the_next_run_picks_up(run: Run, executor: FakeExecutor) -> None:
     executor.failing = {"interaction"}
-    outcome = run(ALONE)
+    outcome = run(ALONE, keep_going=True)
     assert list(outcome.failed) == ["interaction"]
     assert outcome.skipped == {"reinforcement": "interaction", "evaluation": "interaction"}
     assert {"evaluation@teacher", "evaluation@backbone"} <= set(outcome.artifacts)
@@ -51,6 +55,30 @@ def test_a_failing_stage_leaves_nothing_and_the_next_run_picks_up(run: Run, exec
     executor.failing = set()
     run(ALONE)
     assert executor.stages == ["evaluation", "interaction", "reinforcement"]
+
+
+def test_after_a_failure_nothing_new_begins(run: Run, executor: FakeExecutor) -> None:
+    executor.failing = {"capture"}
+    outcome = run("executor.parallel_stages=1")
+    assert executor.stages == ["capture"]
+    assert list(outcome.failed) == ["capture"]
+    assert set(outcome.skipped.values()) == {"capture"}
+    assert len(outcome.skipped) == len(Session.open([]).graph.nodes) - 1
+
+
+def test_what_runs_beside_a_failure_may_end(run: Run, executor: FakeExecutor) -> None:
+    both_run = threading.Barrier(2, timeout=30)
+    plain = executor.run
+
+    def together(job: Job, log: Path, environment: dict[str, str]) -> None:
+        both_run.wait()
+        plain(job, log, environment)
+
+    executor.run = together  # type: ignore[method-assign]
+    executor.failing = {"capture"}
+    outcome = run("executor.parallel_stages=2")
+    assert list(outcome.failed) == ["capture"]
+    assert len(outcome.executed) == 1
 
 
 def test_a_failure_after_a_change_still_explains_the_change(run: Run, executor: FakeExecutor) -> None:
@@ -121,3 +149,40 @@ def test_failures_carry_their_message(run: Run, executor: FakeExecutor) -> None:
     error = run(ALONE).failed["capture"]
     assert isinstance(error, StageFailed)
     assert str(error) == "capture: out of luck"
+
+
+@pytest.mark.usefixtures("world")
+def test_of_runs_that_start_at_once_each_ends_well_and_every_stage_runs_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Four threads, with stages that do their work under the lease of their artifact."""
+    monkeypatch.setattr("pipeline.session.render", lambda *_: "")
+    made: list[str] = []
+    begin = threading.Barrier(4)
+
+    class CountingExecutor(FakeExecutor):
+        def _stage(self, job: Job, work: Place) -> dict[str, Any]:
+            made.append(job.output)
+            return super()._stage(job, work)
+
+    def execute(session: Session) -> Outcome:
+        begin.wait(60)
+        return session.execute(session.decide(), Console(quiet=True), CountingExecutor())
+
+    sessions = [Session.open(["tracking.enabled=false", ALONE]) for _ in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        outcomes = list(threads.map(execute, sessions))
+    assert [outcome.failed for outcome in outcomes] == [{}] * 4
+    assert sorted(made) == sorted(str(node.output) for node in sessions[0].graph.nodes)
+    assert [record.status for record in sessions[0].history.records()] == ["finished"] * 4
+
+
+def test_a_stage_that_was_stopped_from_outside_has_not_failed(run: Run, executor: FakeExecutor) -> None:
+    def stopped(job: Job, log: Path, environment: dict[str, str]) -> None:
+        raise StageStopped(f"{job.stage} was stopped from outside")
+
+    executor.run = stopped  # type: ignore[method-assign]
+    assert run(ALONE, only="capture").status == "stopped"
+    record = Session.open([ALONE]).last
+    assert record is not None
+    assert (record.status, record.stages["capture"].status) == ("stopped", "stopped")

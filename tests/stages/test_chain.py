@@ -211,6 +211,15 @@ def test_every_row_of_the_loss_ablation_is_a_configuration(
     assert journal[-1] < journal[0]
 
 
+def test_annealing_leads_from_any_path_to_the_cheapest(chain: Chain) -> None:
+    """The first step's draw is even over the three paths of two through three layers, the last step's is certain."""
+    matching = {"strategy": "joint", "annealing": {"first": 1e-12, "last": 1e12}}
+    student = chain.run("interaction", name="annealed", model=FLOAT32, matching=matching, schedule=SCHEDULE)
+    first, *_, last = read_journal(student)
+    assert first["match_expected"] == pytest.approx([1 / 3, 5 / 3], abs=1e-6)
+    assert last["match_expected"] == pytest.approx(last["match_mean"], abs=1e-6)
+
+
 def test_features_are_compared_only_where_the_cache_keeps_them(chain: Chain) -> None:
     losses = {"intermediate": "feature-l2", "last": "kl"}
     with pytest.raises(StageError, match="precompute.codec `hidden`"):

@@ -133,7 +133,7 @@ def interaction_step(teacher: Backbone, student: Backbone, batch: Batch) -> None
     optimizer = make_optimizer([*student.model.parameters(), *mine.parameters()], SCHEDULE)
     states = student.states(batch, STUDENT_LAYERS)
     costs = KLCosts(mine(states.targets, student.norm), head, stacked(targets))
-    matched, _ = match_and_learn(costs, costs.all_pairs(), batch.rows, Matching(), torch.Generator())
+    matched = match_and_learn(costs, costs.all_pairs(), batch.rows, Matching(), torch.Generator()).losses
     of_last = divergence(states.last, partition(states.last, head), last)
     (matched.sum() + of_last.sum()).backward()
     optimizer.step()

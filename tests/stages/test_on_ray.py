@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 
@@ -28,6 +28,7 @@ from stages.contract.settings import Schedule
 from stages.data.sample import read_samples
 from stages.training.order import Order
 from tests.object_store import Server
+from tests.processes import processes_below
 from tests.stages import tiny
 from tests.stages.test_chain import FLOAT32, SCHEDULE, largest_difference
 
@@ -137,10 +138,9 @@ def kill_an_actor(operator: str, work: Path, killed: list[int]) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (done := len(list(work.glob("states/shard-*")))):
         time.sleep(0.01)
-    for process in psutil.process_iter(["cmdline"]):
-        if f"MapWorker(MapBatches({operator}))" in " ".join(process.info["cmdline"] or []):
-            process.kill()
-            killed.append(done)
+    for process in processes_below(os.getpid(), f"MapWorker(MapBatches({operator}))"):
+        process.kill()
+        killed.append(done)
 
 
 def test_a_killed_driver_leaves_what_the_next_one_completes(
@@ -248,10 +248,7 @@ def kill_a_worker(work: Path, step: int, killed: list[int]) -> None:
     while time.monotonic() < deadline:
         lines = read_journal(work)
         if lines and lines[-1]["step"] >= step:
-            workers = [
-                p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])
-            ]
-            if workers:
+            if workers := processes_below(os.getpid(), "RayTrainWorker"):
                 workers[-1].kill()
                 killed.append(lines[-1]["step"])
             return

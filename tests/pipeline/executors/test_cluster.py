@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.execution import RayJobs
 from pipeline.executors import StageFailed, StageStopped
-from pipeline.executors.cluster import RUNNING, SUCCEEDED, ClusterExecutor, Phase, State, Unreachable
+from pipeline.executors.cluster import RUNNING, SUCCEEDED, ClusterExecutor, Phase, State, Unreachable, as_variable
 from stages.contract import Job
 
 LOST = State(Phase.FAILED, "was lost", again=True)
@@ -149,6 +149,13 @@ def test_leaving_stops_what_runs_unless_told_otherwise(job: Job, tmp_path: Path,
     thread.join(timeout=30)
     assert cluster.cancelled == ([] if detach else ["vlsi-capture-1"])
     assert ("was left to run as vlsi-capture-1" if detach else "was stopped with the run") in str(caught[0])
+
+
+def test_a_job_in_a_variable_holds_nothing_that_looks_like_one(job: Job) -> None:
+    odd = job.model_copy(update={"inputs": {"teacher": "/$HOME/${HOME}/$(HOME)", "samples": "/x"}})
+    text = as_variable(odd)
+    assert "$" not in text
+    assert Job.model_validate_json(text) == odd
 
 
 def test_nothing_starts_after_leaving(job: Job, tmp_path: Path) -> None:

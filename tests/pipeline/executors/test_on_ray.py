@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import subprocess
 import sys
 import threading
@@ -74,8 +75,12 @@ def address() -> Iterator[str]:
         yield f"http://{last_word(head)}"
 
 
-def job_at(output: Path) -> Job:
-    return Job(stage="prepare", settings=PrepareSettings(), inputs={}, output=str(output), fingerprint=output.name)
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    """A job of which the cluster has never heard."""
+    fingerprint = secrets.token_hex(8)
+    output = str(tmp_path / "prepare" / fingerprint)
+    return Job(stage="prepare", settings=PrepareSettings(), inputs={}, output=output, fingerprint=fingerprint)
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
@@ -115,11 +120,11 @@ class Maker(threading.Thread):
         self.join(PATIENCE_SECONDS)
 
 
-def test_a_job_is_found_again_when_its_submitter_was_killed(address: str, tmp_path: Path) -> None:
-    job, log = job_at(tmp_path / "prepare" / "found"), tmp_path / "log"
+def test_a_job_is_found_again_when_its_submitter_was_killed(address: str, job: Job, tmp_path: Path) -> None:
+    log, name = tmp_path / "log", f"vlsi-prepare-{job.fingerprint}-1"
     with Maker(job) as maker:
         with python(SUBMIT, address, job.model_dump_json()) as submitter:
-            assert last_word(submitter) == "vlsi-prepare-found-1"
+            assert last_word(submitter) == name
             submitter.kill()
         cluster = RayCluster(RayJobs(address=address))
         with ClusterExecutor(cluster, RayJobs(), poll_seconds=0.1) as executor:
@@ -128,13 +133,14 @@ def test_a_job_is_found_again_when_its_submitter_was_killed(address: str, tmp_pa
             wait_until(lambda: log.is_file() and "waiting for process" in log.read_text())
             maker.finish()
             thread.join(PATIENCE_SECONDS)
-    assert [found.submission_id for found in cluster._client.list_jobs()] == ["vlsi-prepare-found-1"]
-    assert cluster._client.get_job_status("vlsi-prepare-found-1").value == "SUCCEEDED"
+    submitted = [found.submission_id or "" for found in cluster._client.list_jobs()]
+    assert [found for found in submitted if job.fingerprint in found] == [name]
+    assert cluster._client.get_job_status(name).value == "SUCCEEDED"
     assert f"prepare: {job.output}" in log.read_text()
 
 
-def test_a_job_is_stopped_with_the_run(address: str, tmp_path: Path) -> None:
-    job, log = job_at(tmp_path / "prepare" / "stopped"), tmp_path / "log"
+def test_a_job_is_stopped_with_the_run(address: str, job: Job, tmp_path: Path) -> None:
+    log, name = tmp_path / "log", f"vlsi-prepare-{job.fingerprint}-1"
     cluster = RayCluster(RayJobs(address=address))
     stopped: list[str] = []
 
@@ -151,4 +157,4 @@ def test_a_job_is_stopped_with_the_run(address: str, tmp_path: Path) -> None:
             wait_until(lambda: log.is_file() and "waiting for process" in log.read_text())
         thread.join(PATIENCE_SECONDS)
     assert stopped[0].startswith("prepare was stopped with the run")
-    assert cluster._client.get_job_status("vlsi-prepare-stopped-1").value == "STOPPED"
+    assert cluster._client.get_job_status(name).value == "STOPPED"

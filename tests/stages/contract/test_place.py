@@ -14,9 +14,12 @@ from stages.contract.place import (
     Place,
     Remote,
     absolute,
+    copy_verified,
+    dates_below,
     files_below,
     filled,
     local_copy,
+    names_in,
     open_file,
     place_of,
     remove,
@@ -70,6 +73,47 @@ def test_files_below_a_folder_are_listed_without_those_being_written(folder: Pla
     remove(folder / "a")
     remove(folder / "none")
     assert files_below(folder) == {"c.txt": 5}
+
+
+def test_what_is_directly_in_a_folder_is_named_and_all_below_it_dated(folder: Place) -> None:
+    assert names_in(folder) == []
+    put(folder / "a" / "b.txt", "one")
+    put(folder / "c.txt", "three")
+    assert names_in(folder) == ["a", "c.txt"]
+    assert {name: size for name, (size, _) in dates_below(folder).items()} == {"a/b.txt": 3, "c.txt": 5}
+    assert all(time > 1e18 for _, time in dates_below(folder).values())
+
+
+@pytest.mark.parametrize("content", ["", "some blocks of text"])
+def test_a_verified_copy_is_there_whole(folder: Place, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+    monkeypatch.setattr(module, "BLOCK_BYTES", 4)
+    told: list[int] = []
+    source = put(folder / "source", content)
+    assert copy_verified(source, folder / "copy", hashlib.sha256(content.encode()).hexdigest(), told.append)
+    assert (folder / "copy").read_text() == content
+    assert sum(told) == len(content)
+
+
+def test_a_copy_of_another_content_than_was_promised_is_not_there(folder: Place) -> None:
+    source = put(folder / "source", "altered")
+    assert not copy_verified(source, folder / "copy", hashlib.sha256(b"promised").hexdigest())
+    assert files_below(folder) == {"source": 7}
+
+
+def test_a_copy_that_is_repeated_counts_its_bytes_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = put(tmp_path / "source", "12345678")
+    monkeypatch.setattr(module, "BLOCK_BYTES", 4)
+    monkeypatch.setattr(module.time, "sleep", lambda _: None)
+    told: list[int] = []
+
+    def tell(count: int) -> None:
+        told.append(count)
+        if len(told) == 2:
+            raise OSError("AWS Error NETWORK_CONNECTION")
+
+    assert copy_verified(source, tmp_path / "copy", hashlib.sha256(b"12345678").hexdigest(), tell)
+    assert sum(told) == 8
+    assert names_in(tmp_path) == ["copy", "source"]
 
 
 def test_a_staged_file_is_there_once_it_is_left_without_an_error(folder: Place) -> None:

@@ -17,6 +17,7 @@ from stages.contract.settings import Matching
 from stages.losses import layerwise
 from stages.losses.divergence import Head, Target, moment_target
 from stages.losses.layerwise import FeatureCosts, KLCosts, LayerCosts, match_and_learn
+from stages.losses.matching import expected_matches
 from tests import reference
 
 FLOAT32_TOLERANCE = 1e-5
@@ -74,11 +75,20 @@ class Drawn(NamedTuple):
 
     losses: Tensor
     shares: Tensor
+    expected: Tensor
     matches: Tensor
     reduced: Tensor
 
 
-def draw(costs: LayerCosts, *, seed: int = 0, rows: Tensor = ROWS, counts: bool = True, **settings: object) -> Drawn:
+def draw(
+    costs: LayerCosts,
+    *,
+    seed: int = 0,
+    rows: Tensor = ROWS,
+    sharpness: float = 1.0,
+    counts: bool = True,
+    **settings: object,
+) -> Drawn:
     seen: list[Tensor] = []
     choose = layerwise.match_layers
 
@@ -88,15 +98,16 @@ def draw(costs: LayerCosts, *, seed: int = 0, rows: Tensor = ROWS, counts: bool 
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layerwise, "match_layers", watched)
-        losses, shares = match_and_learn(
+        learned = match_and_learn(
             costs,
             costs.all_pairs(),
             rows,
             Matching(**settings),
             torch.Generator().manual_seed(seed),
+            sharpness=sharpness,
             counts=counts,
         )
-    return Drawn(losses, shares, seen[1], seen[0])
+    return Drawn(*learned, seen[1], seen[0])
 
 
 def relative(ours: object, exact: object) -> float:
@@ -205,6 +216,22 @@ class TestMatchAndLearn:
             assert drawn.shares.tolist() == pytest.approx(expected, rel=FLOAT32_TOLERANCE)
             assert drawn.shares.sum(dim=1).tolist() == pytest.approx([TOKENS] * STUDENT, rel=FLOAT32_TOLERANCE)
             assert not drawn.shares.requires_grad
+
+    @pytest.mark.parametrize("strategy", ["joint", "viterbi", "adaptive", "bottom-3"])
+    def test_where_a_match_was_to_be_expected_is_summed_over_tokens(self, strategy: str) -> None:
+        """Of `joint` the mean over all paths, of each sample's own costs. Red if samples count alike."""
+        matching = {"strategy": strategy, "per_sample": True}
+        drawn = draw(make_world().costs(), **matching)
+        of_sample = expected_matches(drawn.reduced, drawn.matches, Matching(**matching))
+        assert drawn.expected.tolist() == pytest.approx(of_sample[ROWS].sum(dim=0).tolist(), rel=FLOAT32_TOLERANCE)
+        places = drawn.shares @ torch.arange(TEACHER).float()
+        assert (drawn.expected.tolist() == pytest.approx(places.tolist(), rel=1e-3)) == (strategy != "joint")
+
+    def test_a_sharper_draw_is_a_surer_one(self) -> None:
+        costs = make_world().costs()
+        sure = {str(draw(costs, seed=seed, strategy="joint", sharpness=1e6).matches.tolist()) for seed in range(20)}
+        even = {str(draw(costs, seed=seed, strategy="joint", sharpness=1e-6).matches.tolist()) for seed in range(20)}
+        assert len(sure) == 1 < len(even)
 
     def test_per_sample_draws_one_match_for_each_sample(self) -> None:
         """Twelve seeds: some draw differs between samples. Red if all samples get the first one's match."""

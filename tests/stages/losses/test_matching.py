@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -210,9 +211,10 @@ class TestGroups:
 class TestStrategies:
     """Each row of METHOD §3's table."""
 
-    def test_there_are_exactly_the_papers_eight(self) -> None:
+    def test_there_are_exactly_the_papers_eight_and_two_of_whole_paths(self) -> None:
         table = {"adaptive", "multinomial", "multinomial+range", "multinomial+range+order"}
-        assert set(STRATEGIES) == table | {"bottom-1", "bottom-3", "uniform", "random"}
+        assert set(STRATEGIES) == table | {"bottom-1", "bottom-3", "uniform", "random"} | {"joint", "viterbi"}
+        assert set(STRATEGIES) == set(get_args(Matching.model_fields["strategy"].annotation))
 
     @pytest.mark.parametrize(("student", "teacher"), [(1, 1), (3, 6), (3, 8), (7, 20), (3, 4)])
     def test_uniform_is_i_times_the_floor_of_the_ratio(self, student: int, teacher: int) -> None:

@@ -32,7 +32,7 @@ pytestmark = [
 
 FLOAT32 = {"dtype": "float32"}
 LAYERS = (2, 8, 14, 20, 26)
-SCHEDULE = {"steps": 20, "batch_size": 6, "micro_batch_tokens": 512, "learning_rate": 5e-3}
+SCHEDULE = {"steps": 40, "batch_size": 6, "micro_batch_tokens": 512, "learning_rate": 5e-3}
 
 
 @dataclass(frozen=True)

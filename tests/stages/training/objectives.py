@@ -32,7 +32,8 @@ class Unigrams(Objective):
         losses = torch.where(poisoned, torch.nan, losses)
         check_finite(losses[None], ["unigrams"], batch)
         draw = torch.rand(1, generator=self.generator) * len(losses)
-        return Loss(losses.sum(), {"twice": 2 * losses.sum(), "draw": draw, "dropout": torch.rand(1) * len(losses)})
+        sums = {"twice": 2 * losses.sum(), "draw": draw, "dropout": torch.rand(1) * len(losses)}
+        return Loss(losses.sum(), {**sums, "progress": torch.tensor(self.progress * len(losses))})
 
     def save(self, work: Path) -> dict[str, Any]:
         return {}

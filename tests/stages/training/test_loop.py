@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from stages.contract import Resources, StageError, read_journal
+from stages.contract.files import NOTICE_FILE
 from stages.contract.settings import Preprocessing, Schedule
 from stages.data.encoding import Batch, Encoder
 from stages.data.sample import Sample
+from stages.training.checkpoint import Checkpoints
 from stages.training.loader import StepData
 from stages.training.loop import Loop
 from stages.training.objective import Loss
@@ -19,8 +21,6 @@ from tests.stages.training.objectives import Unigrams
 
 SAME_UPDATE_TOLERANCE = 1e-5
 """Relative: sums of a few float32 numbers in another order."""
-
-pytestmark = pytest.mark.usefixtures("checkpoints")
 
 
 def schedule(**changes: Any) -> Schedule:
@@ -34,9 +34,10 @@ def trained(samples: list[Sample], encoder: Encoder, plan: Schedule, work: Path)
     return objective.logits.detach().clone()
 
 
-def set_aside(checkpoints: Path, place: Path) -> None:
-    for kept in checkpoints.iterdir():
-        kept.rename(place / kept.name)
+def newest_state(work: Path) -> dict[str, Any]:
+    _, state, _ = Checkpoints(work).newest()
+    assert state is not None
+    return state
 
 
 def numbers(work: Path) -> list[dict[str, Any]]:
@@ -46,10 +47,9 @@ def numbers(work: Path) -> list[dict[str, Any]]:
 
 
 def test_accumulation_gives_the_update_of_the_whole_batch(
-    samples: list[Sample], encoder: Encoder, tmp_path: Path, checkpoints: Path
+    samples: list[Sample], encoder: Encoder, tmp_path: Path
 ) -> None:
     whole = trained(samples, encoder, schedule(checkpoint_every_steps=99), tmp_path / "whole")
-    set_aside(checkpoints, tmp_path)
     pieces = trained(samples, encoder, schedule(micro_batch_size=1, checkpoint_every_steps=99), tmp_path / "pieces")
     torch.testing.assert_close(whole, pieces, rtol=SAME_UPDATE_TOLERANCE, atol=SAME_UPDATE_TOLERANCE)
     lines = [read_journal(tmp_path / name) for name in ("whole", "pieces")]
@@ -60,13 +60,18 @@ def test_accumulation_gives_the_update_of_the_whole_batch(
         assert one["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=SAME_UPDATE_TOLERANCE)
 
 
+def test_progress_goes_from_0_in_the_first_step_to_1_in_the_last(
+    samples: list[Sample], encoder: Encoder, tmp_path: Path
+) -> None:
+    trained(samples, encoder, schedule(), tmp_path / "work")
+    assert [line["progress"] for line in read_journal(tmp_path / "work")] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
+
+
 def test_a_stopped_run_goes_on_bit_for_bit(
-    samples: list[Sample], encoder: Encoder, tmp_path: Path, checkpoints: Path, monkeypatch: pytest.MonkeyPatch
+    samples: list[Sample], encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Turns red if the order, a draw, dropout, the optimizer or the schedule restarts instead of going on."""
     straight = trained(samples, encoder, schedule(), tmp_path / "straight")
-    (tmp_path / "kept").mkdir()
-    set_aside(checkpoints, tmp_path / "kept")
 
     class Killed(Exception):
         pass
@@ -86,8 +91,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     resumed = trained(samples, encoder, schedule(), tmp_path / "stopped")
     assert torch.equal(straight, resumed)
     assert numbers(tmp_path / "straight") == numbers(tmp_path / "stopped")
-    newest = [sorted(folder.iterdir())[-1] / "state.pt" for folder in (tmp_path / "kept", checkpoints)]
-    one, other = (torch.load(path, weights_only=True) for path in newest)
+    one, other = (newest_state(tmp_path / name) for name in ("straight", "stopped"))
     for name, state in one["optimizer"]["state"].items():
         assert all(torch.equal(value, other["optimizer"]["state"][name][key]) for key, value in state.items())
 
@@ -105,7 +109,7 @@ def test_the_journal_says_what_a_step_did_and_how_fast(samples: list[Sample], en
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_layer_and_samples(
-    samples: list[Sample], encoder: Encoder, tmp_path: Path, checkpoints: Path
+    samples: list[Sample], encoder: Encoder, tmp_path: Path
 ) -> None:
     """Nothing after the last good step is kept, and that is kept."""
     objective = Unigrams(samples, encoder, schedule(steps=9))
@@ -115,7 +119,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_layer_and_samples(
     with pytest.raises(StageError, match=expected):
         Loop(objective, tmp_path, Resources()).run()
     assert torch.isfinite(objective.logits).all()
-    assert [kept.name for kept in checkpoints.iterdir()] == ["0002"]
+    assert newest_state(tmp_path)["step"] == 2
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_update(
@@ -161,18 +165,42 @@ def test_another_error_is_not_called_out_of_memory(
 
 
 def test_bad_samples_are_left_out_and_named_until_they_are_too_many(
-    samples: list[Sample], encoder: Encoder, tmp_path: Path, checkpoints: Path
+    samples: list[Sample], encoder: Encoder, tmp_path: Path
 ) -> None:
     broken = [Sample(s.id, (tmp_path / "gone.png",), s.messages, s.task, s.line) for s in samples]
     one_bad = [broken[0], *samples[1:]]
     fresh = Encoder(encoder.processor, Preprocessing(), memory_bytes=0)
     outcome = Loop(Unigrams(one_bad, fresh, schedule()), tmp_path, Resources()).run()
     assert [line.id for line in outcome.bad] == [samples[0].id]
-    (tmp_path / "kept").mkdir()
-    set_aside(checkpoints, tmp_path / "kept")
     many_bad = [*broken[:5], *samples[5:]]
+    (tmp_path / "many").mkdir()
     with pytest.raises(StageError, match="preprocessing.max_bad_fraction allows 2"):
-        Loop(Unigrams(many_bad, fresh, schedule(steps=9)), tmp_path, Resources()).run()
+        Loop(Unigrams(many_bad, fresh, schedule(steps=9)), tmp_path / "many", Resources()).run()
+
+
+def test_a_resumed_run_remembers_which_samples_could_not_be_used(
+    samples: list[Sample], encoder: Encoder, tmp_path: Path
+) -> None:
+    """Stopped after the last of three steps, which used every sample once; nothing is left to see again."""
+    one_bad = [Sample(samples[0].id, (tmp_path / "gone.png",), samples[0].messages, None, 1), *samples[1:]]
+    fresh = Encoder(encoder.processor, Preprocessing(), memory_bytes=0)
+    first, second = (
+        Loop(Unigrams(one_bad, fresh, schedule(steps=3)), tmp_path, Resources()).run().bad for _ in range(2)
+    )
+    assert [line.id for line in first] == [samples[0].id]
+    assert second == first
+
+
+def test_the_stages_log_is_told_of_a_damaged_checkpoint_and_the_result_is_the_same(
+    samples: list[Sample], encoder: Encoder, tmp_path: Path
+) -> None:
+    straight = trained(samples, encoder, schedule(), tmp_path / "work")
+    folder = tmp_path / "work" / "scratch" / "checkpoints"
+    (folder / "00000006.pt").write_bytes(b"torn")
+    assert torch.equal(trained(samples, encoder, schedule(), tmp_path / "work"), straight)
+    notice = (tmp_path / "work" / "scratch" / NOTICE_FILE).read_text()
+    assert notice == f"the checkpoint of step 6, {folder}/00000006.pt, is not what was written; going on after step 4"
+    assert [line["step"] for line in read_journal(tmp_path / "work")] == list(range(1, 7))
 
 
 def test_a_step_without_a_usable_sample_stops_and_says_why(
@@ -188,10 +216,9 @@ def test_a_step_without_a_usable_sample_stops_and_says_why(
 
 
 def test_frozen_parameters_are_neither_trained_nor_checkpointed(
-    samples: list[Sample], encoder: Encoder, tmp_path: Path, checkpoints: Path
+    samples: list[Sample], encoder: Encoder, tmp_path: Path
 ) -> None:
     objective = Unigrams(samples, encoder, schedule(weight_decay=0.5))
     Loop(objective, tmp_path, Resources()).run()
-    state = torch.load(sorted(checkpoints.iterdir())[-1] / "state.pt", weights_only=True)
-    assert set(state["trained"]) == {"logits"}
+    assert set(newest_state(tmp_path)["trained"]) == {"logits"}
     assert torch.equal(objective.frozen, torch.ones(3))
