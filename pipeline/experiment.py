@@ -117,7 +117,7 @@ class Experiment(Section):
     seed: int = 0
     store: AnyPlace
     """Folder or URL of all artifacts."""
-    prepared: LocalPlace
+    prepared: AnyPlace
     """Artifact of `vlsi prepare`, where the experiment makes its own models and data."""
     teacher: Model
     student: Model
@@ -152,6 +152,15 @@ class Experiment(Section):
                     f"and none of {', '.join((*UNTRAINED, MAIN))}"
                 )
         return variants
+
+    @model_validator(mode="after")
+    def _prepared_on_this_machine(self) -> Experiment:
+        if self.prepare is not None and isinstance(place_of(self.prepared), Remote):
+            raise ValueError(
+                f"prepared: {self.prepared} has to be a path that all workers can read, since it has samples in it; "
+                "set prepared or VLSI_PREPARED to one"
+            )
+        return self
 
     @model_validator(mode="after")
     def _teacher_signal_exists(self) -> Experiment:

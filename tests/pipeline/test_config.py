@@ -79,6 +79,15 @@ def test_relative_places_are_absolute_and_hub_ids_stay(world: Path) -> None:
     assert main.data.train == str(world / "t.jsonl")
 
 
+def test_with_artifacts_in_a_bucket_only_what_is_prepared_needs_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = "store=s3://bucket/vlsi"
+    assert load(["experiment=qwen2vl-2b-from-7b", bucket]).main.store == "s3://bucket/vlsi"
+    with pytest.raises(ConfigError, match="prepared: .* set prepared or VLSI_PREPARED"):
+        load([bucket, "data.train=a.jsonl", "data.test=b.jsonl"])
+    monkeypatch.setenv("VLSI_PREPARED", "/data/prepared")
+    assert load([bucket]).main.data.train == "/data/prepared/digits/train.jsonl"
+
+
 def test_an_existing_folder_is_not_taken_for_a_hub_id(world: Path) -> None:
     (world / "models" / "small").mkdir(parents=True)
     assert load(["student.path=models/small"]).main.student.path == str(world / "models" / "small")
