@@ -23,6 +23,7 @@ def initialize(**settings: Any) -> None:
 def connect(least_cpus: float = 0) -> None:
     """Join the Ray cluster at RAY_ADDRESS, or start one on this machine that hands out as many CPUs as are needed.
 
+    Another Ray that runs on this machine is left to those who started it.
     A cluster that has too few is named in the log: Ray waits for them without a word.
     """
     import ray
@@ -31,7 +32,7 @@ def connect(least_cpus: float = 0) -> None:
     address = os.environ.get("RAY_ADDRESS")
     if not ray.is_initialized():
         cpus = None if address else max(os.cpu_count() or 1, ceil(least_cpus))
-        initialize(address=address, num_cpus=cpus, logging_level=logging.WARNING)
+        initialize(address=address or "local", num_cpus=cpus, logging_level=logging.WARNING)
     there = ray.cluster_resources().get("CPU", 0)
     if there < least_cpus:
         print(f"the cluster has {there:g} CPUs, the stage waits until it has {least_cpus:g}", flush=True)

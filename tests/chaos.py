@@ -262,7 +262,7 @@ def kill_on_ray(kill: Kill, folder: Any, mark: Path, host: int) -> None:
 def host_ray(address: Path) -> None:
     """Start a Ray and stay as long as it is wanted."""
     parent = os.getppid()
-    context = ray.init(num_cpus=RAY_CPUS, include_dashboard=False, log_to_driver=False)
+    context = ray.init("local", num_cpus=RAY_CPUS, include_dashboard=False, log_to_driver=False)
     write_whole(address, context.address_info["gcs_address"])
     try:
         while True:

@@ -105,7 +105,7 @@ def _start_ray(settings: Local) -> str:
 
     largest = max(settings.resources_of(stage).most_cpus for stage in STAGES)
     cpus = settings.cpus or max(os.cpu_count() or 1, ceil(settings.parallel_stages * largest))
-    initialize(num_cpus=cpus, logging_level=logging.ERROR)
+    initialize(address="local", num_cpus=cpus, logging_level=logging.ERROR)
     return str(ray.get_runtime_context().gcs_address)
 
 

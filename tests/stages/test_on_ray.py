@@ -51,7 +51,7 @@ def ray_session(store: Server) -> Iterator[None]:
     """Started after the object store, whose address its workers inherit."""
     import ray
 
-    context = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    context = ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_ADDRESS", context.address_info["gcs_address"])
         yield
