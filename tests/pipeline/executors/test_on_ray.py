@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline.config import ConfigError
 from pipeline.execution import RayJobs
 from pipeline.executors import StageStopped
 from pipeline.executors.cluster import ClusterExecutor
@@ -29,11 +31,6 @@ from stages.contract.settings import PrepareSettings
 
 pytestmark = [pytest.mark.ray_jobs, pytest.mark.timeout(900)]
 PATIENCE_SECONDS = 300
-HEAD = """
-import ray, sys
-print(ray.init(num_cpus=1, include_dashboard=True, dashboard_port=0, log_to_driver=False).dashboard_url, flush=True)
-sys.stdin.read()
-"""
 SUBMIT = """
 import pathlib, sys
 from pipeline.execution import RayJobs
@@ -46,31 +43,46 @@ with make_executor(RayJobs(address=address)) as executor:
 
 
 @contextmanager
-def python(program: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """A process that ends when its input does."""
+def python(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of this Python, which finds this repository and no other Ray."""
     root = str(Path(__file__).parents[3])
     paths = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment | {"PYTHONPATH": paths, "PATH": path, "RAY_AUTH_MODE": "disabled"},
-    )
+    environment |= {"PYTHONPATH": paths, "PATH": path, "RAY_AUTH_MODE": "disabled"}
+    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL, env=environment)
     try:
         yield process
     finally:
-        process.communicate()
+        process.terminate()
+        process.wait()
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        taken = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in taken:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in taken]
 
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """The dashboard of a Ray of its own, which ends with the process that started it."""
-    with python(HEAD) as head:
-        assert head.stdout is not None
-        yield f"http://{head.stdout.readline().strip()}"
+    """The dashboard of a Ray of its own, beside any other on this machine."""
+    port, dashboard = free_ports(2)
+    ports = [f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-agent-listen-port=0"]
+    with python("-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=1", *ports):
+        address = f"http://127.0.0.1:{dashboard}"
+        wait_until(lambda: answers(address))
+        yield address
+
+
+def answers(address: str) -> bool:
+    try:
+        RayCluster(RayJobs(address=address)).connect()
+    except ConfigError:
+        return False
+    return True
 
 
 @pytest.fixture
@@ -126,7 +138,7 @@ class Maker(threading.Thread):
 def test_a_job_is_found_again_when_its_submitter_was_killed(address: str, job: Job, tmp_path: Path) -> None:
     log, name = tmp_path / "log", f"vlsi-prepare-{job.fingerprint}-1"
     with Maker(job) as maker:
-        with python(SUBMIT, address, job.model_dump_json(), str(tmp_path / "before")) as submitter:
+        with python("-c", SUBMIT, address, job.model_dump_json(), str(tmp_path / "before")) as submitter:
             wait_until(lambda: is_waiting(tmp_path / "before"))
             submitter.kill()
         cluster = RayCluster(RayJobs(address=address))
