@@ -1,20 +1,25 @@
-"""Ray jobs on a Ray: found again after the submitting process was killed, and stopped."""
+"""Ray jobs on a Ray: found again after the submitting process was killed, and stopped.
+
+Opt-in, `make test-ray-jobs`: a Ray with its dashboard is slow to start.
+"""
 
 from __future__ import annotations
 
 import os
 import secrets
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline.config import ConfigError
 from pipeline.execution import RayJobs
 from pipeline.executors import StageStopped
 from pipeline.executors.cluster import ClusterExecutor
@@ -24,55 +29,60 @@ from stages.contract.job import execute
 from stages.contract.place import Place
 from stages.contract.settings import PrepareSettings
 
-pytestmark = [pytest.mark.ray, pytest.mark.ray_jobs]
-PATIENCE_SECONDS = 120
-HEAD = """
-import ray, sys
-print(ray.init("local", num_cpus=1, include_dashboard=True, dashboard_port=0, log_to_driver=False).dashboard_url, flush=True)
-sys.stdin.read()
-"""
+pytestmark = [pytest.mark.ray_jobs, pytest.mark.timeout(900)]
+PATIENCE_SECONDS = 300
 SUBMIT = """
-import sys
+import pathlib, sys
 from pipeline.execution import RayJobs
-from pipeline.executors.ray_jobs import RayCluster
+from pipeline.executors import make_executor
 from stages.contract import Job
-cluster = RayCluster(RayJobs(address=sys.argv[1]))
-cluster.connect()
-print(cluster.submit(Job.model_validate_json(sys.argv[2]), {}), flush=True)
-sys.stdin.read()
+address, job, log = sys.argv[1:]
+with make_executor(RayJobs(address=address)) as executor:
+    executor.run(Job.model_validate_json(job), pathlib.Path(log), {})
 """
 
 
 @contextmanager
-def python(program: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """A process that has printed what it has to say, and waits to be ended."""
+def python(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of this Python, which finds this repository and no other Ray."""
     root = str(Path(__file__).parents[3])
     paths = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment | {"PYTHONPATH": paths, "PATH": path, "RAY_AUTH_MODE": "disabled"},
-    )
+    environment |= {"PYTHONPATH": paths, "PATH": path, "RAY_AUTH_MODE": "disabled"}
+    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL, env=environment)
     try:
         yield process
     finally:
-        process.communicate()
+        process.terminate()
+        process.wait()
 
 
-def last_word(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        taken = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in taken:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in taken]
 
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """The dashboard of a Ray of its own, which ends with the process that started it."""
-    with python(HEAD) as head:
-        yield f"http://{last_word(head)}"
+    """The dashboard of a Ray of its own, beside any other on this machine."""
+    port, dashboard = free_ports(2)
+    ports = [f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-agent-listen-port=0"]
+    with python("-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=1", *ports):
+        address = f"http://127.0.0.1:{dashboard}"
+        wait_until(lambda: answers(address))
+        yield address
+
+
+def answers(address: str) -> bool:
+    try:
+        RayCluster(RayJobs(address=address)).connect()
+    except ConfigError:
+        return False
+    return True
 
 
 @pytest.fixture
@@ -88,6 +98,11 @@ def wait_until(holds: Callable[[], bool]) -> None:
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def is_waiting(log: Path) -> bool:
+    """Whether the stage has come as far as the lease that this process holds."""
+    return log.is_file() and "waiting for process" in log.read_text()
 
 
 class Maker(threading.Thread):
@@ -123,14 +138,14 @@ class Maker(threading.Thread):
 def test_a_job_is_found_again_when_its_submitter_was_killed(address: str, job: Job, tmp_path: Path) -> None:
     log, name = tmp_path / "log", f"vlsi-prepare-{job.fingerprint}-1"
     with Maker(job) as maker:
-        with python(SUBMIT, address, job.model_dump_json()) as submitter:
-            assert last_word(submitter) == name
+        with python("-c", SUBMIT, address, job.model_dump_json(), str(tmp_path / "before")) as submitter:
+            wait_until(lambda: is_waiting(tmp_path / "before"))
             submitter.kill()
         cluster = RayCluster(RayJobs(address=address))
         with ClusterExecutor(cluster, RayJobs(), poll_seconds=0.1) as executor:
             thread = threading.Thread(target=lambda: executor.run(job, log, {}))
             thread.start()
-            wait_until(lambda: log.is_file() and "waiting for process" in log.read_text())
+            wait_until(lambda: is_waiting(log))
             maker.finish()
             thread.join(PATIENCE_SECONDS)
     submitted = [found.submission_id or "" for found in cluster._client.list_jobs()]
@@ -154,7 +169,7 @@ def test_a_job_is_stopped_with_the_run(address: str, job: Job, tmp_path: Path) -
     with Maker(job):
         with ClusterExecutor(cluster, RayJobs(), poll_seconds=0.1) as executor:
             thread.start()
-            wait_until(lambda: log.is_file() and "waiting for process" in log.read_text())
+            wait_until(lambda: is_waiting(log))
         thread.join(PATIENCE_SECONDS)
     assert stopped[0].startswith("prepare was stopped with the run")
     assert cluster._client.get_job_status(name).value == "STOPPED"
