@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from math import ceil
+from typing import Any
+
+
+def initialize(**settings: Any) -> None:
+    """`ray.init` without a dashboard, which leaves what a SIGTERM does to the program that calls it."""
+    import ray
+
+    before = signal.getsignal(signal.SIGTERM)
+    ray.init(include_dashboard=False, log_to_driver=False, **settings)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 def connect(least_cpus: float = 0) -> None:
@@ -17,13 +30,8 @@ def connect(least_cpus: float = 0) -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     address = os.environ.get("RAY_ADDRESS")
     if not ray.is_initialized():
-        ray.init(
-            address=address,
-            num_cpus=None if address else max(os.cpu_count() or 1, ceil(least_cpus)),
-            log_to_driver=False,
-            include_dashboard=False,
-            logging_level=logging.WARNING,
-        )
+        cpus = None if address else max(os.cpu_count() or 1, ceil(least_cpus))
+        initialize(address=address, num_cpus=cpus, logging_level=logging.WARNING)
     there = ray.cluster_resources().get("CPU", 0)
     if there < least_cpus:
         print(f"the cluster has {there:g} CPUs, the stage waits until it has {least_cpus:g}", flush=True)

@@ -42,7 +42,7 @@ from stages.contract.artifact import work_folder
 from stages.contract.place import place_of, write_whole
 from tests.processes import processes_below
 
-POLL_SECONDS = 0.005
+POLL_SECONDS = 0.01
 MOST_ATTEMPTS_MORE = 4
 """Than kills, before the run should have come to its end."""
 PROCESS_OF_RAY = {"actor": "MapWorker(MapBatches(_Making))", "worker": "RayTrainWorker"}
@@ -156,6 +156,13 @@ class Chaos:
         return address.read_text()
 
 
+def stay(parent: int) -> None:
+    """Wait a moment; end with the process that started this one."""
+    if os.getppid() != parent:
+        sys.exit()
+    time.sleep(POLL_SECONDS)
+
+
 def fork(target: Callable[[], object], output: Path) -> int:
     """Call a function in a process with a group and an output of its own; returns its number."""
     if pid := os.fork():
@@ -178,7 +185,7 @@ def fork(target: Callable[[], object], output: Path) -> int:
 
 def drive(overrides: list[str], folder: Path) -> None:
     """`vlsi run` without its report; it asks for its stages in the folder of requests, and they need no Ray."""
-    requests = count()
+    requests, parent = count(), os.getppid()
 
     def ask(self: LocalExecutor, command: list[str], output: int, environment: dict[str, str]) -> int:
         request = folder / f"{os.getpid()}-{next(requests)}.request"
@@ -191,7 +198,7 @@ def drive(overrides: list[str], folder: Path) -> None:
         write_whole(request, json.dumps(asked))
         answer = request.with_suffix(".code")
         while not answer.is_file():
-            time.sleep(POLL_SECONDS)
+            stay(parent)
         return int(answer.read_text())
 
     LocalExecutor._wait = ask  # type: ignore[method-assign]
@@ -254,14 +261,20 @@ def kill_on_ray(kill: Kill, folder: Any, mark: Path, host: int) -> None:
 
 def host_ray(address: Path) -> None:
     """Start a Ray and stay as long as it is wanted."""
+    parent = os.getppid()
     context = ray.init(num_cpus=RAY_CPUS, include_dashboard=False, log_to_driver=False)
     write_whole(address, context.address_info["gcs_address"])
-    signal.pause()
+    try:
+        while True:
+            stay(parent)
+    finally:
+        ray.shutdown()
 
 
 def main(plan: Path) -> None:
     """Undisturbed, then disturbed."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     told = json.loads(plan.read_text())
     chaos = Chaos(plan.parent)
     try:

@@ -15,6 +15,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=6, help="kills in tests/test_chaos.py, over all six stages")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file's tests stay in one process, for its fixtures; those with a Ray share one too, and begin first."""
     items.sort(key=lambda item: "ray" not in item.keywords)

@@ -18,6 +18,7 @@ from types import TracebackType
 
 from pipeline.execution import Local
 from pipeline.executors import StageFailed, StageStopped, end_of
+from stages.cluster import initialize
 from stages.contract import STAGES, Job
 from stages.contract.job import EXIT_STOPPED
 from stages.contract.place import write_whole
@@ -104,7 +105,7 @@ def _start_ray(settings: Local) -> str:
 
     largest = max(settings.resources_of(stage).most_cpus for stage in STAGES)
     cpus = settings.cpus or max(os.cpu_count() or 1, ceil(settings.parallel_stages * largest))
-    ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    initialize(num_cpus=cpus, logging_level=logging.ERROR)
     return str(ray.get_runtime_context().gcs_address)
 
 

@@ -24,7 +24,7 @@ from stages.contract.job import execute
 from stages.contract.place import Place
 from stages.contract.settings import PrepareSettings
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.ray_jobs]
 PATIENCE_SECONDS = 120
 HEAD = """
 import ray, sys
