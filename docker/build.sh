@@ -12,5 +12,6 @@ export DOCKER_BUILDKIT=1
 for target in "${targets[@]}"; do
     "${DOCKER:-docker}" build --file docker/Dockerfile --target "$target" \
         --tag "${REGISTRY:-}vlsi/$target:${TAG:-$version}" \
-        --build-arg "VERSION=$version" --build-arg "REVISION=$revision" "$@" .
+        --label "org.opencontainers.image.version=$version" \
+        --label "org.opencontainers.image.revision=$revision" "$@" .
 done

@@ -23,7 +23,7 @@ PROJECT = "vlsi-test"
 T = TypeVar("T")
 CONFINED = (
     *("--rm", "--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
-    *("--tmpfs", "/tmp", "--tmpfs", "/home/vlsi:mode=1777", "--tmpfs", "/data:mode=1777"),
+    *("--tmpfs", "/tmp", "--tmpfs", "/home/vlsi:uid=1000", "--tmpfs", "/data:uid=1000"),
 )
 """How a container runs where nothing is allowed to it."""
 
