@@ -1,4 +1,4 @@
-"""Exit code 0 if the Ray node that this container is answers; without one, such as in a container of a stage, at once."""
+"""Exit code 0 if the Ray node in this container answers, or if there is none, as where a stage is on its own."""
 
 import urllib.request
 from collections.abc import Iterable, Iterator
