@@ -42,7 +42,7 @@ types: $(VENV)/.installed-dev ## static types of pipeline/ and stages/
 	$(BIN)/mypy
 
 tests: $(VENV)/.installed-dev ## all tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-chaos: $(VENV)/.installed-dev ## a run that is killed twenty times ends as an undisturbed one does (5 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -s --kills 20 tests/test_chaos.py

@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from stages.contract.place import Remote
 from tests.object_store import BUCKET, ENVIRONMENT, Server, serve
+
+RAY_FILES = (
+    "tests/stages/test_on_ray.py",
+    "tests/test_chaos.py",
+    "tests/test_end_to_end.py",
+    "tests/stages/test_cluster.py",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -15,15 +24,30 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=6, help="kills in tests/test_chaos.py, over all six stages")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests stay in one process, for its fixtures; those with a Ray share one too, and begin first."""
-    items.sort(key=lambda item: "ray" not in item.keywords)
+    """Those that start a Ray begin first, and have a second try."""
+    items.sort(key=lambda item: not _starts_ray(item.nodeid))
     for item in items:
-        uses_ray = "ray" in item.keywords
-        item.add_marker(pytest.mark.xdist_group("ray" if uses_ray else item.nodeid.partition("::")[0]))
-        if uses_ray:
+        if _starts_ray(item.nodeid):
+            item.add_marker(pytest.mark.ray)
             item.add_marker(pytest.mark.flaky(reruns=1))
+
+
+class ByFile(LoadScopeScheduling):
+    """A file's tests stay in one process, for its fixtures; one process has all that start a Ray."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "ray" if _starts_ray(nodeid) else nodeid.partition("::")[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
+    """How tests are dealt to processes."""
+    return ByFile(config, log)
+
+
+def _starts_ray(nodeid: str) -> bool:
+    return nodeid.partition("::")[0] in RAY_FILES
 
 
 @pytest.fixture(scope="session")

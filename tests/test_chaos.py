@@ -135,7 +135,6 @@ def numbers(artifact: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key not in WHAT_A_CLOCK_SAYS} for line in lines]
 
 
-@pytest.mark.ray
 @pytest.mark.timeout(1000)
 class TestChaos:
     def test_every_stage_is_there_once(self, stores: tuple[Path, Path]) -> None:

@@ -45,7 +45,6 @@ def vlsi(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_a_run_makes_everything_and_the_next_one_nothing(overrides: list[str]) -> None:
     store = Path(overrides[2].partition("=")[2])

@@ -6,8 +6,6 @@ import os
 import subprocess
 import sys
 
-import pytest
-
 PROGRAM = """
 import os, signal, time
 from stages.cluster import initialize
@@ -16,7 +14,7 @@ def stop(*_):
     raise KeyboardInterrupt
 
 signal.signal(signal.SIGTERM, stop)
-initialize(num_cpus=1)
+initialize(address="local", num_cpus=1)
 try:
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(30)
@@ -25,7 +23,6 @@ except KeyboardInterrupt:
 """
 
 
-@pytest.mark.ray
 def test_a_sigterm_does_what_the_program_says() -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     ended = subprocess.run(

@@ -32,7 +32,6 @@ from tests.processes import processes_below
 from tests.stages import tiny
 from tests.stages.test_chain import FLOAT32, SCHEDULE, largest_difference
 
-pytestmark = pytest.mark.ray
 SAME_RESULT_TOLERANCE = 1e-5
 
 
