@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 IMAGES = [*STAGES, "pipeline", "mlflow"]
 ON_RAY = ("executor=ray_jobs", "experiment=digits")
 STAGE_SECONDS = 900
+RUN_SECONDS = 1800
 MIDDLE_SECONDS = 5
 """After which a stage that has begun is not done yet."""
 
@@ -90,7 +91,7 @@ def test_the_demo_survives_the_loss_of_its_head_and_of_a_worker(running: Cluster
     worker = wait_for(lambda: training_worker(running), STAGE_SECONDS)
     time.sleep(MIDDLE_SECONDS)
     running.kill(worker)
-    code = run.wait(STAGE_SECONDS)
+    code = run.wait(RUN_SECONDS)
     said = log.read_text()
     print(said)
     assert code == 0
