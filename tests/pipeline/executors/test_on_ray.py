@@ -28,7 +28,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.ray_jobs]
 PATIENCE_SECONDS = 120
 HEAD = """
 import ray, sys
-print(ray.init("local", num_cpus=1, include_dashboard=True, dashboard_port=0, log_to_driver=False).dashboard_url, flush=True)
+context = ray.init("local", num_cpus=1, include_dashboard=True, dashboard_port=0, log_to_driver=False)
+print(context.dashboard_url, flush=True)
 sys.stdin.read()
 """
 SUBMIT = """
