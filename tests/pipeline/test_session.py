@@ -130,10 +130,12 @@ def test_artifacts_in_an_object_store_are_made_found_and_reported(
     assert len(Session.open(there).history.records()) == 3
 
 
+@pytest.mark.usefixtures("world")
 @pytest.mark.parametrize("key", ["prepared", "data.train"])
-def test_what_workers_read_as_files_is_on_this_machine(world: Path, key: str) -> None:
+def test_what_workers_read_as_files_is_on_this_machine(key: str) -> None:
+    elsewhere = ["data.train=train.jsonl", "data.test=test.jsonl"]
     with pytest.raises(ConfigError, match=rf"{key}: .*has to be a path that all workers can read"):
-        Session.open([f"{key}=s3://bucket/a"])
+        Session.open([*elsewhere, f"{key}=s3://bucket/a"])
 
 
 @pytest.mark.usefixtures("world")
