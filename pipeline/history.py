@@ -102,6 +102,12 @@ class RunRecord(BaseModel):
         return next((scores.overall for scores in self.scores if scores.name == MAIN), None)
 
     @property
+    def may_go_on(self) -> bool:
+        """Whether a run that wants the same is its continuation: it did not come to its end, and runs nowhere else."""
+        runs_here = self.status == "running" and self.host == socket.gethostname() and not self.is_interrupted
+        return self.status != "finished" and not runs_here
+
+    @property
     def is_interrupted(self) -> bool:
         """Whether it says it is running, but the process that ran it is known to be gone."""
         return self.status == "running" and self.host == socket.gethostname() and not Path(f"/proc/{self.pid}").exists()
@@ -180,7 +186,7 @@ class History:
         experiment = configuration.main
         name = name or experiment.name
         last = self.last(name)
-        if last is not None and last.graph == graph.fingerprint and last.status != "finished":
+        if last is not None and last.graph == graph.fingerprint and last.may_go_on:
             last.status, last.ended = "running", None
             last.host, last.pid = socket.gethostname(), os.getpid()
             last.origin = describe_origin()

@@ -88,3 +88,21 @@ def test_an_interrupted_run_is_told_from_one_that_runs(run: Run) -> None:
     assert not record.is_interrupted
     record.pid = 2**22 + 1
     assert record.is_interrupted
+
+
+def test_a_run_that_goes_on_is_not_continued_by_another(run: Run) -> None:
+    run(ALONE)
+    (record,) = records()
+    record.status = "running"
+    history().write(record)
+    run(ALONE)
+    assert len(records()) == 2
+
+
+def test_a_run_whose_process_is_gone_is_continued(run: Run) -> None:
+    run(ALONE)
+    (record,) = records()
+    record.status, record.pid = "running", 2**22 + 1
+    history().write(record)
+    run(ALONE)
+    assert [(again.id, again.status) for again in records()] == [(record.id, "finished")]

@@ -174,7 +174,8 @@ def test_of_runs_that_start_at_once_each_ends_well_and_every_stage_runs_once(
         outcomes = list(threads.map(execute, sessions))
     assert [outcome.failed for outcome in outcomes] == [{}] * 4
     assert sorted(made) == sorted(str(node.output) for node in sessions[0].graph.nodes)
-    assert [record.status for record in sessions[0].history.records()] == ["finished"] * 4
+    # Who starts so late that everything is there has nothing to record.
+    assert {record.status for record in sessions[0].history.records()} == {"finished"}
 
 
 def test_a_stage_that_was_stopped_from_outside_has_not_failed(run: Run, executor: FakeExecutor) -> None:
