@@ -72,7 +72,7 @@ def test_an_image_holds_what_is_pinned(docker: Engine, image: str) -> None:
 
 @pytest.mark.parametrize("image", ["pipeline", "mlflow"])
 def test_an_image_holds_no_compiler_cache_or_secret(docker: Engine, image: str) -> None:
-    search = "type -p gcc cc make; find /root/.cache /run/secrets /etc/pip.conf -type f -size +0 2>/dev/null; true"
+    search = "type -p gcc cc make; find ~root/.cache /run/secrets /etc/pip.conf -type f -size +0 2>/dev/null; true"
     assert inside(docker, image, search, user="0") == ""
 
 
