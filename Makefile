@@ -44,7 +44,7 @@ types: $(VENV)/.installed-dev ## static types of pipeline/ and stages/
 tests: $(VENV)/.installed-dev ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-test-chaos: $(VENV)/.installed-dev ## a run that is killed twenty times ends as an undisturbed one does (5 minutes)
+test-chaos: $(VENV)/.installed-dev ## a run that is killed twenty times ends as an undisturbed one does
 	OMP_NUM_THREADS=1 $(BIN)/pytest -s --kills 20 tests/test_chaos.py
 
 # The baselines live beside the project's packages, which .pth makes visible, and never in its environment.
@@ -69,7 +69,7 @@ test-pretrained: $(MODELS)/.installed ## verbalize a real language model of 135M
 test-ray-jobs: $(VENV)/.installed-dev ## stages as jobs of a Ray on this machine (1 minute)
 	$(BIN)/pytest -s -m ray_jobs tests/pipeline/executors/test_on_ray.py
 
-test-kube: $(VENV)/.installed-dev ## RayJobs on a real Kubernetes API server (1 minute, and 8 to build it once; Debian bookworm)
+test-kube: $(VENV)/.installed-dev ## RayJobs on a real Kubernetes API server (builds it once; Debian bookworm)
 	$(BIN)/pytest -s -m kube tests/pipeline/executors/test_kube.py
 
 images: ## build the images with Docker (make images BUILD="--build-arg VARIANT=cpu")
