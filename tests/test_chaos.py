@@ -38,15 +38,13 @@ OF_THE_RUN = ("peak_memory_bytes", "waiting_share")
 
 
 def plan(count: int, seed: int) -> list[Kill]:
-    """So many kills over all stages, in their order; on Ray first, and where the stage may live on last."""
+    """So many kills over all stages, in their order; those that the stage may outlive come last."""
     source, lasts = random.Random(seed), cycle(TARGETS)
     kills = []
     for place, stage in enumerate(STAGES):
         targets = [source.choice(("both", "stage")) for _ in range(place, count, len(STAGES))]
-        if targets and stage in ON_RAY:
-            targets[0] = ON_RAY[stage]
-        elif targets:
-            targets[-1] = next(lasts)
+        if targets:
+            targets[-1] = ON_RAY.get(stage) or next(lasts)
         kills += [
             Kill(stage, target, line=source.randint(1, SAMPLES // 3), calls=source.randint(0, MOST_CALLS))
             for target in targets
