@@ -163,14 +163,16 @@ class Cluster:
 
 @contextmanager
 def cluster(docker: Engine, folder: Path) -> Iterator[Cluster]:
-    """A cluster, and nothing of it afterwards."""
+    """A cluster, and nothing of it afterwards, nor of one whose test was killed."""
     found = Cluster(docker, folder)
+    end = ("down", "--volumes", "--remove-orphans")
+    found.compose(*end, check=False)
     try:
         found.compose("up", "--detach")
         yield found
     finally:
         (folder / "compose.log").write_text(found.compose("logs", "--no-color", check=False))
-        found.compose("down", "--volumes", "--remove-orphans", check=False)
+        found.compose(*end, check=False)
 
 
 def wait_for(condition: Callable[[], T], seconds: float) -> T:

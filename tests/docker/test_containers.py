@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.containers, pytest.mark.timeout(3600)]
 ROOT = Path(__file__).parents[2]
 IMAGES = [*STAGES, "pipeline", "mlflow"]
 ON_RAY = ("executor=ray_jobs", "experiment=digits")
-STAGE_SECONDS = 900
+STAGE_SECONDS = 1200
 RUN_SECONDS = 1800
 MIDDLE_SECONDS = 5
 """After which a stage that has begun is not done yet."""
