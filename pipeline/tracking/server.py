@@ -12,8 +12,12 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
-_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
-"""What fails is tried again later; MLflow's own defaults would wait for minutes."""
+_MANNERS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+"""What fails is tried again later, where MLflow's own defaults would wait for minutes; and nothing is printed."""
 
 
 def tracking_uri(store: Store) -> str:
@@ -23,7 +27,7 @@ def tracking_uri(store: Store) -> str:
 
 def connect(store: Store) -> MlflowClient:
     """A client; a server is not asked yet, a database is made if it is not there."""
-    for name, value in _PATIENCE.items():
+    for name, value in _MANNERS.items():
         os.environ.setdefault(name, value)
     from mlflow.tracking import MlflowClient
 
