@@ -14,6 +14,7 @@ from tests.object_store import BUCKET, ENVIRONMENT, Server, serve
 RAY_FILES = (
     "tests/stages/test_on_ray.py",
     "tests/test_chaos.py",
+    "tests/test_end_to_end.py",
     "tests/stages/test_cluster.py",
 )
 
