@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,10 +22,12 @@ from pipeline.planner.plan import Planner
 from pipeline.planner.shards import CODECS, Contents, RowKey
 from pipeline.planner.survey import Survey, SurveyError, request_of, survey
 from stages.cache.codecs import make_codec
+from stages.contract import STAGES, Job, Resources
 from tests.stages import tiny
 from tests.stages.test_chain import Chain
 
 CACHE_TOLERANCE = 0.03
+MEMORY_TOLERANCE = 0.15
 SAMPLES, SURVEYED, SHARD_SAMPLES = 256, 128, 64
 STEPS = {"steps": 3, "batch_size": 16, "learning_rate": 1e-2}
 
@@ -182,3 +188,41 @@ def test_a_survey_is_made_once_for_the_same_files(
     survey(request, tmp_path)
     survey(request.model_copy(update={"rehearse": True}), tmp_path)
     assert len(asked) == 3
+
+
+def run_apart(*arguments: str) -> str:
+    """Run a Python module; a shell between keeps it from inheriting the largest memory of this process."""
+    command = shlex.join([sys.executable, "-m", *arguments])
+    done = subprocess.run(["sh", "-c", f"{command}; exit $?"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_memory_of_every_stage_is_what_is_planned(tmp_path: Path) -> None:
+    """With models that weigh something against the process that holds them."""
+    places = {
+        "teacher": tiny.save_qwen2vl(tmp_path / "teacher", width=768, layers=5, pad_rows=5, seed=0),
+        "student": tiny.save_qwen2vl(tmp_path / "student", width=512, layers=5, pad_rows=2, seed=1),
+        "samples": tiny.save_samples(tmp_path / "data", count=48),
+    }
+    overrides = overrides_of(places)
+    experiment = load(overrides).main
+    inputs = {name: str(place) for name, place in places.items()} | {stage: str(tmp_path / stage) for stage in STAGES}
+
+    def run(stage: str) -> float:
+        own = {name: inputs[name] for name in STAGES[stage].inputs}
+        settings, resources = getattr(experiment, stage), Resources(workers=0)
+        job = Job(stage=stage, settings=settings, inputs=own, output=inputs[stage], resources=resources)
+        file = tmp_path / f"{stage}.json"
+        file.write_text(job.model_dump_json())
+        run_apart(f"stages.{stage}", "--job", str(file))
+        return summary(tmp_path / stage)["peak_memory_bytes"]
+
+    with ThreadPoolExecutor(2) as pool:
+        plan = pool.submit(run_apart, "pipeline.cli", "plan", "--json", "--no-rehearse", *overrides)
+        last = pool.submit(run, "reinforcement")
+        peaks = {stage: run(stage) for stage in ("capture", "verbalization", "precompute", "interaction")}
+        peaks["reinforcement"] = last.result()
+        planned = {name: stage["peak_bytes"] for name, stage in json.loads(plan.result())["stages"].items()}
+    assert max(planned.values()) > 1.2 * min(planned.values())
+    assert planned == pytest.approx(peaks, rel=MEMORY_TOLERANCE)
