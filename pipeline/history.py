@@ -91,6 +91,11 @@ class RunRecord(BaseModel):
         """Sorted by name, records are sorted by time, to the millisecond."""
         return f"{int(self.started * 1000):015d}-{self.id}.json"
 
+    def snapshot(self) -> RunRecord:
+        """A copy that stays as it is while the run goes on; what no run changes is shared."""
+        stages = {key: stage.model_copy() for key, stage in self.stages.items()}
+        return self.model_copy(update={"stages": stages, "committed": dict(self.committed)})
+
     @property
     def state(self) -> str:
         """Its status, or `interrupted`."""

@@ -30,7 +30,7 @@ ON_RAY = {"capture": "actor", "interaction": "worker"}
 TARGETS = ("driver", "both", "stage")
 SCHEDULE = {"steps": 12, "batch_size": 4, "micro_batch_size": 2, "checkpoint_every_steps": 3}
 SAMPLES = 12
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled", "HF_HUB_OFFLINE": "1"}
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled", "HF_HUB_OFFLINE": "1", "RAY_worker_niceness": "0"}
 MOST_CALLS = 3000
 """About those of a step or a shard."""
 WHAT_A_CLOCK_SAYS = ("time", "samples_per_second", "tokens_per_second", "seconds_waiting", "memory_gb")

@@ -50,8 +50,8 @@ class Tracker:
 
     def __enter__(self) -> Tracker:
         """Begin to repeat, unless tracking is off."""
+        self._changed()
         if self._settings.enabled:
-            self._changed()
             self._thread.start()
         return self
 
@@ -97,8 +97,10 @@ class Tracker:
 
     def _changed(self) -> None:
         """Hand the thread copies of the records that nobody changes."""
+        if not self._settings.enabled:
+            return
         self._keep_ids()
-        self._snapshots = [recorder.record.model_copy(deep=True) for recorder in self._recorders]
+        self._snapshots = [recorder.record.snapshot() for recorder in self._recorders]
         self._awake.set()
 
     def _keep_ids(self) -> None:

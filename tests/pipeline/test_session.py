@@ -42,7 +42,7 @@ def unprepared(world: Path) -> Path:
 def prepare(*overrides: str) -> list[str]:
     """Prepare the digits experiment; the stages that ran."""
     executor = PreparingExecutor()
-    session = Session.open_preparation(overrides)
+    session = Session.open_preparation(["tracking.enabled=false", *overrides])
     session.execute(session.decide(), QUIET, executor)
     return executor.stages
 

@@ -19,7 +19,7 @@ from stages.contract.artifact import prepare_work
 from stages.contract.files import QUARANTINE_FILE, STATES_FOLDER
 from stages.contract.job import execute
 from stages.contract.place import Place, Remote, files_below, place_of
-from tests.object_store import Server
+from tests.object_store import BUCKET, Server
 from tests.stages import tiny
 from tests.stages.test_bad_input import CORPUS, capture, write_corpus
 from tests.stages.test_chain import FLOAT32, SCHEDULE, largest_difference
@@ -41,6 +41,14 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "student": str(tiny.save_qwen2vl(root / "student", width=16, layers=4, pad_rows=2, seed=1)),
         "samples": str(tiny.save_samples(root / "data", count=48)),
     }
+
+
+@pytest.fixture(scope="module")
+def captured(places: dict[str, str], store: Server) -> Job:
+    """One that is done; whoever damages its artifact repairs it."""
+    job = make_job("capture", places, Remote(f"s3://{BUCKET}/captured"))
+    run(job)
+    return job
 
 
 @pytest.fixture
@@ -147,11 +155,10 @@ def test_bad_input_is_quarantined_as_it_is_on_this_machine(
     ids=["truncated", "flipped", "missing"],
 )
 def test_a_damaged_shard_is_named_and_it_alone_is_made_again(
-    places: dict[str, str], bucket: Remote, store: Server, tmp_path: Path, damage: Callable[[bytes], bytes] | None
+    captured: Job, store: Server, damage: Callable[[bytes], bytes] | None
 ) -> None:
-    job = make_job("capture", places, bucket / tmp_path.name)
-    whole = rows(run(job))
-    victim = place_of(job.output) / STATES_FOLDER / "shard-000003.parquet"
+    whole = rows(captured.output)
+    victim = place_of(captured.output) / STATES_FOLDER / "shard-000003.parquet"
     assert isinstance(victim, Remote)
     if damage is None:
         victim.unlink()
@@ -160,27 +167,24 @@ def test_a_damaged_shard_is_named_and_it_alone_is_made_again(
         with victim.filesystem.open_output_stream(victim.key) as file:
             file.write(data)
         with pytest.raises(ArtifactError, match=r"shard-000003\.parquet"):
-            rows(job.output)
+            rows(captured.output)
         with pytest.raises(ArtifactError, match=r"shard-000003\.parquet.*set aside"):
             read_all(victim.parent)
-    before = store.puts(tmp_path.name)
-    assert rows(run(job)) == whole
-    after = store.puts(tmp_path.name)
+    before = store.puts("captured")
+    assert rows(run(captured)) == whole
+    after = store.puts("captured")
     assert [path for path in after if "/shard-" in path and after[path] != before.get(path)] == [f"/{victim.key}"]
 
 
-def test_requests_that_fail_while_a_cache_is_read_damage_nothing(
-    places: dict[str, str], bucket: Remote, store: Server, tmp_path: Path
-) -> None:
+def test_requests_that_fail_while_a_cache_is_read_damage_nothing(captured: Job, store: Server) -> None:
     """One in ten. Red if a shard that could not be reached counts as damaged and is set aside."""
-    job = make_job("capture", places, bucket / tmp_path.name)
-    whole = rows(run(job))
+    whole, files = rows(captured.output), files_below(place_of(captured.output))
     before = store.faults(errors=0.1)
     try:
-        assert read_all(place_of(job.output) / STATES_FOLDER) == whole
+        assert read_all(place_of(captured.output) / STATES_FOLDER) == whole
     finally:
         assert store.faults(errors=0.0) > before
-    assert not [name for name in files_below(place_of(job.output)) if "damaged" in name]
+    assert files_below(place_of(captured.output)) == files
 
 
 def test_a_forced_attempt_leaves_the_old_result_until_it_is_whole(
@@ -206,13 +210,11 @@ def test_a_forced_attempt_leaves_the_old_result_until_it_is_whole(
     assert roots == ["again", ""]
 
 
-@pytest.mark.parametrize("where", ["here", "s3"])
 def test_of_two_processes_one_works_and_both_have_the_artifact(
-    places: dict[str, str], request: pytest.FixtureRequest, tmp_path: Path, where: str
+    places: dict[str, str], bucket: Remote, store: Server, tmp_path: Path
 ) -> None:
     """Red if both work, one fails, or the second starts anew."""
-    root: Place = tmp_path if where == "here" else request.getfixturevalue("bucket")
-    job = make_job("capture", places, root / tmp_path.name)
+    job = make_job("capture", places, bucket / tmp_path.name)
     file = tmp_path / "job.json"
     file.write_text(job.model_dump_json())
     command = [sys.executable, "-m", "stages.capture", "--job", str(file)]
@@ -221,6 +223,5 @@ def test_of_two_processes_one_works_and_both_have_the_artifact(
     assert [process.returncode for process in both] == [0, 0], ended
     assert sum("waiting for process" in errors for _, errors in ended) == 1, ended
     assert len(rows(job.output)) == 48
-    if where == "s3":
-        shards = request.getfixturevalue("store").puts(tmp_path.name)
-        assert {count for path, count in shards.items() if "/shard-" in path} == {1}
+    puts = {path: count for path, count in store.puts(tmp_path.name).items() if "/shard-" in path}
+    assert set(puts.values()) == {1}

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from pipeline import cli
 from pipeline.executors import StageFailed
-from pipeline.history import RunRecord
+from pipeline.history import History, RunRecord
 from pipeline.runner import Outcome
 from pipeline.sweeps.study import Study
 from stages.contract import Job
@@ -20,6 +20,7 @@ from tests.pipeline.conftest import Command, FakeExecutor
 
 QUIET = Console(quiet=True)
 SEEDS = [0, 1]
+UNTRACKED = "tracking.enabled=false"
 RunSweep = Callable[..., Outcome]
 
 
@@ -46,7 +47,7 @@ def sweep(world: Path, executor: UnluckyExecutor) -> RunSweep:
 
     def sweep(*overrides: str) -> Outcome:
         executor.jobs.clear()
-        study = Study.open(["sweep=seeds", *overrides], SEEDS)
+        study = Study.open(["sweep=seeds", UNTRACKED, *overrides], SEEDS)
         return study.execute(study.decide(), QUIET, executor)
 
     return sweep
@@ -54,7 +55,7 @@ def sweep(world: Path, executor: UnluckyExecutor) -> RunSweep:
 
 def records() -> dict[str, RunRecord]:
     """By name; the newest of each."""
-    found = Study.open(["sweep=seeds"], SEEDS).history.records()
+    found = History(Path("store")).records()
     assert len({record.id for record in found}) == len({record.experiment for record in found})
     return {record.experiment.removeprefix("digits@seeds."): record for record in found}
 
@@ -80,8 +81,9 @@ def test_a_second_time_nothing_runs_and_no_record_is_added(sweep: RunSweep, exec
     assert records() == before
 
 
-def test_every_trial_is_a_run_of_its_own(sweep: RunSweep) -> None:
-    sweep()
+def test_every_trial_is_a_run_of_its_own(sweep: RunSweep, fresh_database: bytes) -> None:
+    Path("store/mlflow.db").write_bytes(fresh_database)
+    sweep("tracking.enabled=true")
     found = records()
     assert set(found) == {f"{point}.{seed}" for point in ("sft", "last-layer-kd", "vlsi") for seed in SEEDS}
     assert {record.status for record in found.values()} == {"finished"}
@@ -90,6 +92,7 @@ def test_every_trial_is_a_run_of_its_own(sweep: RunSweep) -> None:
     assert set(found["vlsi.1"].stages) == set(found["vlsi.1"].wanted) == set(found["vlsi.1"].committed)
     assert set(found["sft.1"].stages) == {"reinforcement", "evaluation"}
     assert found["sft.1"].overrides[-1] == "reinforcement.schedule.seed=1"
+    assert len({record.mlflow_run_id for record in found.values()} - {None}) == len(found)
 
 
 def test_an_experiment_that_was_run_is_a_trial_that_is_done(
@@ -138,7 +141,7 @@ def test_the_command_ends_with_table_files_and_exit_code(
     call_vlsi: Command, executor: UnluckyExecutor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("pipeline.sweeps.study.make_executor", lambda _: executor)
-    arguments = ("sweep", "sweep=seeds", "--seeds", "2")
+    arguments = ("sweep", "sweep=seeds", UNTRACKED, "--seeds", "2")
     code, text = call_vlsi(*arguments, "--dry-run")
     assert (code, executor.jobs) == (0, [])
     assert ["reinforcement", "0", "6"] in [line.split() for line in text.splitlines()]
@@ -146,7 +149,7 @@ def test_the_command_ends_with_table_files_and_exit_code(
     code, text = call_vlsi(*arguments)
     assert code == 1
     assert "missing  last-layer-kd.1, vlsi.1" in text
-    assert "Go on with: vlsi sweep sweep=seeds --seeds 0,1," in text
+    assert f"Go on with: vlsi sweep sweep=seeds {UNTRACKED} --seeds 0,1," in text
     executor.unlucky = None
     code, text = call_vlsi(*arguments, "--tasks", "--output", "values.csv")
     assert code == 0
@@ -163,9 +166,9 @@ def test_a_stopped_command_says_how_to_go_on(
 ) -> None:
     monkeypatch.setattr("pipeline.sweeps.study.make_executor", lambda _: executor)
     executor.unlucky, executor.error = 4, KeyboardInterrupt()
-    code, text = call_vlsi("sweep", "sweep=seeds", "--seeds", "4,", width=200)
+    code, text = call_vlsi("sweep", "sweep=seeds", UNTRACKED, "--seeds", "4,", width=200)
     assert code == 3
-    assert "go on with: vlsi sweep sweep=seeds --seeds 4," in text
+    assert f"go on with: vlsi sweep sweep=seeds {UNTRACKED} --seeds 4," in text
 
 
 def test_json_is_all_that_goes_to_the_output(
@@ -173,7 +176,7 @@ def test_json_is_all_that_goes_to_the_output(
 ) -> None:
     sweep()
     capsys.readouterr()
-    monkeypatch.setattr("sys.argv", ["vlsi", "sweep", "sweep=seeds", "--seeds", "0,1", "--json"])
+    monkeypatch.setattr("sys.argv", ["vlsi", "sweep", "sweep=seeds", UNTRACKED, "--seeds", "0,1", "--json"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     document = json.loads(capsys.readouterr().out)

@@ -94,7 +94,7 @@ def unremembering(request: pytest.FixtureRequest, encoder: Encoder) -> Encoder:
     return Encoder(encoder.processor, Preprocessing(), memory_bytes=0)
 
 
-@settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
 @given(CONVERSATIONS)
 def test_mask_of_any_conversation(unremembering: Encoder, drawn: tuple[str | None, list[tuple[str, str]]]) -> None:
     """Masked tokens decode to the responses and their ends, character by character; the others to all the rest."""
