@@ -55,7 +55,10 @@ def _slider(name: str, key: str, summary: Mapping[str, Any], shown: Sequence[Fra
     """The matrix at one place between the start and the end; arrow keys move the place."""
     if len(shown) < 2:
         return
-    yield f'<p class="soft">{escape(key)}, step by step: choose a place between the first steps and the last.</p>'
+    yield (
+        f'<p class="soft">{escape(key)}, from the first steps (left) to the last (right): '
+        "click on the track, or use the arrow keys.</p>"
+    )
     options = []
     for frame in shown:
         steps = f"step {frame.first}" if frame.first == frame.last else f"steps {frame.first:,} to {frame.last:,}"

@@ -66,12 +66,12 @@ def _recorded(subject: Subject) -> Iterator[tuple[str, str]]:
 def _inputs(subject: Subject) -> Iterator[tuple[str, str]]:
     """Each place that stages read from outside, with the digest it had; one of the store is a link of the chain."""
     made = {part.fingerprint for part in subject.parts}
-    found = {}
+    found: dict[tuple[str, str], str] = {}
     for part, artifact in subject.present:
         manifest = artifact.manifest
         for name, digest in manifest.identity.get("inputs", {}).items():
             if name in _INPUTS and digest not in made:
-                found[manifest.inputs.get(name, ""), digest] = f"{name} of {part.stage}"
+                found.setdefault((manifest.inputs.get(name, ""), digest), f"{name} of {part.stage}")
     yield from ((label, f"{place} {digest}") for (place, digest), label in found.items())
 
 

@@ -41,7 +41,7 @@ def score_table(subject: Subject) -> Iterator[str]:
     tasks = tasks_of(scores)
     known = {name: intervals_of(answers) for name, answers in subject.answers.items()}
     yield f"<h2>Held-out questions answered exactly right, % of {max(score.samples for score in scores):,}</h2>"
-    yield table([words(name) for name in ("", *tasks, OVERALL)], (_row(score, tasks) for score in scores), "scores")
+    yield table([words(name) for name in ("", *tasks, OVERALL)], (_row(score, tasks) for score in scores))
     whiskers = " Whiskers are 95 % intervals over the questions, by bootstrap." if known else ""
     yield figure(figures.accuracy_by_task(scores, known), f"By kind of question.{whiskers}")
 

@@ -22,9 +22,11 @@ p { margin: .4rem 0 } .soft, figcaption { color: var(--soft); font-size: .9rem }
 .missing strong { color: var(--bad) } .missing ul { margin: .3rem 0; padding-left: 1.2rem }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }
 th, td { padding: .35rem .7rem .35rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
-th { color: var(--soft); font-weight: 500; vertical-align: bottom } .scores thead th { white-space: normal }
+th { color: var(--soft); font-weight: 500; vertical-align: bottom; overflow-wrap: normal }
+thead th { white-space: normal }
 th:first-child, td:first-child, .text td, .text th { text-align: left } tr.main td { font-weight: 650 }
-.text td { vertical-align: top } .interval { color: var(--soft); font-size: .8rem; font-weight: 400 }
+.text td { vertical-align: top } .text td:last-child { white-space: normal; min-width: 12rem }
+.interval { color: var(--soft); font-size: .8rem; font-weight: 400 }
 figure { margin: 1rem 0; padding: .8rem; background: var(--card); border-radius: .5rem; overflow-x: auto }
 svg { display: block; width: 100%; min-width: 30rem; height: auto } .small svg { max-width: 26rem; min-width: 0 }
 .beside { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); gap: 0 1rem }
@@ -41,8 +43,10 @@ _TABS = """
 .tabs > input:focus-visible + label { outline: 3px solid var(--focus); outline-offset: 2px }
 .tabs > section { order: 2; display: none; width: 100%; min-width: 0 }
 .tabs > input:checked + label + section { display: block }
-.slider { gap: 0 } .slider > label { flex: 1 1 0; min-width: 0; padding: 1rem 0; border-radius: 0; font-size: 0;
-  border-width: 1px 0 1px 1px } .slider > label:last-of-type { border-right-width: 1px }
+.slider { gap: 0 } .slider > label { flex: 1 1 0; min-width: 0; height: 1.6rem; padding: 0; font-size: 0;
+  border: 0; border-radius: 0; background: linear-gradient(var(--line), var(--line)) center / 100% .3rem no-repeat }
+.slider > input:checked + label { background: radial-gradient(circle, var(--focus) .65rem, transparent .7rem) center
+  no-repeat, linear-gradient(var(--line), var(--line)) center / 100% .3rem no-repeat }
 """
 _SAYINGS = """
 .sample { display: flex; flex-wrap: wrap; gap: 1rem; margin: .6rem 0 }

@@ -48,7 +48,7 @@ class Part:
     def complaint(self) -> str:
         """What is wrong with it, as a phrase behind its name; empty if it is there and its last attempt went well."""
         if self.run is not None and self.run.error:
-            return f"{self.run.status}: {self.run.error}"
+            return f"{self.run.status}: {self.run.error.removeprefix(f'{self.stage}: ')}"
         return "" if self.artifact else "has not been made"
 
 
