@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from pipeline.reports.layers import FRAMES, frames, layers
@@ -20,7 +22,7 @@ def test_frames_are_few_and_cover_every_step_once(steps: int) -> None:
     found = frames(journal(steps), FRAMES)
     assert len(found) == min(steps, FRAMES)
     assert [found[0].first, found[-1].last] == [1, steps]
-    assert all(before.last + 1 == after.first for before, after in zip(found, found[1:], strict=False))
+    assert all(before.last + 1 == after.first for before, after in pairwise(found))
 
 
 def test_a_frame_is_the_mean_of_its_steps() -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from pipeline import figures
 from pipeline.experiment import Experiment
@@ -17,26 +15,12 @@ from pipeline.reports.report import render
 from pipeline.reports.subject import Subject
 from pipeline.results import collect_scores
 from pipeline.session import Session
-from stages.contract import Artifact
 from stages.contract.artifact import File
-from tests.pipeline.conftest import TASKS, FakeExecutor, journal_of_matches, summary_of
+from tests.pipeline.conftest import TASKS, journal_of_matches, summary_of
+from tests.pipeline.reports.conftest import report
 
+undrawn = pytest.mark.usefixtures("undrawn")
 HOSTILE = '<script>alert("1")</script> $\\frac{ & [red]'
-
-
-@pytest.fixture
-def session(world: Path, executor: FakeExecutor, monkeypatch: pytest.MonkeyPatch) -> Session:
-    """The digits experiment after a run."""
-    monkeypatch.setattr("pipeline.session.render", lambda *_: "")
-    session = Session.open(["tracking.enabled=false"])
-    session.execute(session.decide(), Console(quiet=True), executor)
-    return session
-
-
-def report(session: Session, artifacts: dict[str, Artifact] | None = None) -> str:
-    """The page on these artifacts, or on all."""
-    made = session.artifacts() if artifacts is None else artifacts
-    return render(Subject.of_graph(session.experiment, session.graph, made, session.history.last("digits")))
 
 
 def test_the_report_holds_everything_and_needs_nothing(session: Session) -> None:
@@ -49,6 +33,7 @@ def test_the_report_holds_everything_and_needs_nothing(session: Session) -> None
     assert figures.INK not in html.replace(f"--ink: {figures.INK}", "")
 
 
+@undrawn
 def test_the_report_says_how_long_training_waited_for_data(session: Session) -> None:
     artifacts = session.artifacts()
     interaction = artifacts["interaction"]
@@ -59,6 +44,7 @@ def test_the_report_says_how_long_training_waited_for_data(session: Session) -> 
     assert "waiting for data" in report(session, artifacts)
 
 
+@undrawn
 def test_the_report_shows_what_there_is(session: Session) -> None:
     artifacts = {key: value for key, value in session.artifacts().items() if key in ("capture", "evaluation@sft")}
     html = report(session, artifacts)
@@ -66,6 +52,7 @@ def test_the_report_shows_what_there_is(session: Session) -> None:
     assert "<td>VLsI</td>" not in html
 
 
+@undrawn
 def test_hostile_text_is_escaped(session: Session) -> None:
     artifacts = session.artifacts()
     evaluation = artifacts["evaluation"]
@@ -79,12 +66,14 @@ def test_hostile_text_is_escaped(session: Session) -> None:
     assert "&lt;script&gt;" in html
 
 
+@undrawn
 def test_scores_are_in_the_order_of_the_table(session: Session) -> None:
     scores = collect_scores(session.graph, session.artifacts())
     assert [row.name for row in scores] == ["teacher", "backbone", "sft", "last-layer-kd", "vlsi"]
     assert list(scores[0].by_task) == list(TASKS)
 
 
+@undrawn
 def test_without_kinds_of_question_the_report_shows_the_overall_score(session: Session) -> None:
     evaluation = session.artifacts()["evaluation"]
     manifest = evaluation.manifest.model_copy(update={"summary": {**summary_of("evaluation"), "by_task": {}}})
@@ -94,6 +83,7 @@ def test_without_kinds_of_question_the_report_shows_the_overall_score(session: S
     assert "<td>65.0</td>" in html
 
 
+@undrawn
 def test_the_report_shows_matches_over_time_where_they_were_recorded(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,6 +93,7 @@ def test_the_report_shows_matches_over_time_where_they_were_recorded(
     assert caption in report(session, artifacts)
 
 
+@undrawn
 def test_the_report_compares_what_was_planned_with_what_was_measured(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,9 +106,8 @@ def test_the_report_compares_what_was_planned_with_what_was_measured(
     files = tuple(File(path=f"states/shard-{n}.parquet", bytes=1, sha256="") for n in range(6))
     manifest = capture.manifest.model_copy(update={"summary": summary, "files": files})
     artifacts["capture"] = type(capture)(capture.path, manifest)
-    basis, comparisons = compare(
-        session.experiment, [(n.key, n.settings, artifacts[n.key]) for n in session.graph.nodes]
-    )
+    made = [(node.key, node.settings, artifacts[node.key]) for node in session.graph.nodes]
+    basis, comparisons = compare(session.experiment, made)
     by_key = {one.key: one for one in comparisons}
     assert basis == "assumed (a test)"
     assert "evaluation" not in by_key
@@ -135,6 +125,7 @@ def test_the_report_compares_what_was_planned_with_what_was_measured(
     assert " / 4.56</td><td>6 / 6</td><td>6,000 / 6,426</td>" in html
 
 
+@undrawn
 def test_a_plan_that_cannot_be_made_leaves_the_report_without_one(session: Session) -> None:
     assert "Planned / measured" not in report(session)
 
@@ -147,8 +138,9 @@ def facts_of(experiment: Experiment, options: Options, verbalization: str | None
     return assumed(SIZE, 60, Options(samples=1500, response_tokens=4, prompt_tokens=20), "a test")
 
 
+@undrawn
 def test_the_samples_that_stages_left_out_are_listed(session: Session) -> None:
     html = report(session)
     assert "<summary>capture: 2</summary>" in html
-    assert "<td>8</td><td>image 7.png cannot be read: OSError</td>" in html
+    assert "<td>8</td><td><bdi>image 7.png cannot be read: OSError</bdi></td>" in html
     assert "<summary>precompute:" not in html
