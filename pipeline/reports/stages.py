@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import figures
-from pipeline.planner.comparison import Comparison, Pair, compare
 from pipeline.reports.page import figure, row, table
 from pipeline.reports.subject import Part, Subject
 from stages.contract import Artifact, read_journal
 from stages.contract.quarantine import read_quarantine
+
+if TYPE_CHECKING:
+    from pipeline.planner.comparison import Comparison, Pair
 
 SHOWN_QUARANTINED = 100
 """Rows of each stage's table."""
@@ -86,6 +88,8 @@ def quarantine(subject: Subject) -> Iterator[str]:
 
 
 def _plans(subject: Subject) -> tuple[str, dict[str, Comparison]]:
+    from pipeline.planner.comparison import compare
+
     if subject.experiment is None:
         return "", {}
     made = [(part.key, part.settings, artifact) for part, artifact in subject.present if part.settings]
@@ -98,8 +102,8 @@ def _measured(part: Part, artifact: Artifact, plan: Comparison | None) -> str:
     peak = manifest.summary.get("peak_memory_bytes")
     return row(
         escape(part.key),
-        _pair(plan.seconds if plan else Pair(None, manifest.duration_seconds), digits=1),
-        _pair(plan.peak_bytes if plan else Pair(None, peak), 1e9, 2),
+        _pair(plan.seconds if plan else (None, manifest.duration_seconds), digits=1),
+        _pair(plan.peak_bytes if plan else (None, peak), 1e9, 2),
         f"{plan.workers * manifest.duration_seconds / 3600:,.3g}" if plan else "",
         f"{plan.flops / 1e12:,.3g}" if plan else "",
         _waiting(manifest.summary.get("waiting_share")),
@@ -112,7 +116,7 @@ def _waiting(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f}"
 
 
-def _pair(pair: Pair, unit: float = 1, digits: int = 0) -> str:
+def _pair(pair: Pair | tuple[None, float | None], unit: float = 1, digits: int = 0) -> str:
     """Planned / measured; what was measured alone stands alone."""
     planned, measured = ("–" if value is None else f"{value / unit:,.{digits}f}" for value in pair)
-    return measured if pair.planned is None else f"{planned} / {measured}"
+    return measured if pair[0] is None else f"{planned} / {measured}"
