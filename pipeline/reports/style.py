@@ -30,7 +30,7 @@ th:first-child, td:first-child, .text td, .text th { text-align: left } tr.main 
 figure { margin: 1rem 0; padding: .8rem; background: var(--card); border-radius: .5rem; overflow-x: auto }
 svg { display: block; width: 100%; min-width: 30rem; height: auto } .small svg { max-width: 26rem; min-width: 0 }
 .beside { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); gap: 0 1rem }
-.beside > * { min-width: 0 } .beside svg { min-width: 0 }
+.beside > * { min-width: 0 } .beside svg { min-width: 0; max-width: 26rem }
 code { font-size: .85em } details { margin: .4rem 0 } summary { cursor: pointer }
 :focus-visible { outline: 3px solid var(--focus); outline-offset: 2px }
 """
