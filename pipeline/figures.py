@@ -152,7 +152,8 @@ def accuracy_by_task(
         bounds = (intervals or {}).get(row.name, {})
         for place, task in zip(places, tasks, strict=True):
             if task in bounds:
-                axes.vlines(place, *(100 * bound for bound in bounds[task]), color=INK, linewidth=0.8)
+                low, high = bounds[task]
+                axes.vlines(place, 100 * low, 100 * high, color=INK, linewidth=0.8)
     axes.set_xticks(range(len(tasks)), [_tick(task) for task in tasks], fontsize=8)
     axes.set(ylabel="correct, %", ylim=(0, 100))
     style(axes)
@@ -196,10 +197,10 @@ def _legend(axes: Axes) -> None:
     axes.legend(frameon=False, labelcolor=INK, fontsize=8)
 
 
-def _ticks(blocks: Sequence[int], centre: float = 0.5) -> tuple[list[float], list[int]]:
+def _ticks(blocks: Sequence[int], centre: float = 0.5) -> tuple[list[float], list[str]]:
     """Places and labels of at most ten cells of a row, whose first has its middle at `centre`."""
     every = -(-len(blocks) // 10)
-    return [i + centre for i in range(0, len(blocks), every)], list(blocks[::every])
+    return [i + centre for i in range(0, len(blocks), every)], [str(block) for block in blocks[::every]]
 
 
 def _write_cells(axes: Axes, frequencies: Sequence[Sequence[float]]) -> None:

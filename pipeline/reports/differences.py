@@ -51,8 +51,7 @@ def _scores(subjects: Sequence[Subject], comparisons: Sequence[Comparison]) -> I
                 row(
                     escape(LABELS.get(score.name, score.name)),
                     escape(subject.title),
-                    percent(score.before and score.before.overall),
-                    percent(score.after and score.after.overall),
+                    *(percent(None if one is None else one.overall) for one in (score.before, score.after)),
                     "–" if score.overall is None else points(score.overall),
                     *certainty(paired_answers(ours, theirs)),
                 )

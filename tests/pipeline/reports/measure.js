@@ -26,6 +26,7 @@ const says = (element) => [...element.childNodes].some((node) => node.nodeType =
 
 const measure = (frame) => {
   const page = frame.contentDocument;
+  for (const details of page.querySelectorAll("details")) details.open = true;
   const style = (element) => frame.contentWindow.getComputedStyle(element);
   const texts = [...page.querySelectorAll("body *:not(svg *)")].filter(
     (element) => says(element) && visible(element) && style(element).fontSize !== "0px",
