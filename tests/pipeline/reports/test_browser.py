@@ -82,7 +82,7 @@ def test_the_page_works_at_every_width(page: str, tmp_path: Path, scheme: int) -
         assert one["texts"] > 100
         assert one["figures"] == one["drawn"] > 20
         assert one["controls"] == one["reached"] > 20
-        assert one["choices"] == one["shown"] == 2 + 20
+        assert one["choices"] == one["shown"] == 2 + 2 * 20
         assert one["ids"] == one["distinct"]
         assert {"What the layers say", "Layers", "Training", "Stages", "Samples left out", "Lineage"} <= set(
             one["headings"]
