@@ -41,7 +41,7 @@ class Part:
 
     @property
     def model(self) -> str:
-        """Of an evaluation: whose. Else the variant it is for."""
+        """The name of what it is for: `vlsi`, a variant, or what is evaluated as it is."""
         return self.key.partition("@")[2] or MAIN
 
     @property
