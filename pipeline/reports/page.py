@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import re
 from collections.abc import Iterable, Sequence
 from html import escape
+from itertools import count
 from typing import TYPE_CHECKING
 
 from pipeline import figures
@@ -15,13 +15,14 @@ from pipeline.reports.style import style_sheet
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_SVG = re.compile(r"<svg .*?</svg>", re.DOTALL)
 _NAMES = re.compile(r'(\bid="|\burl\(#|href="#)')
 """What an SVG calls its own parts by; a page of several has to keep them apart."""
 
 
 def page(title: str, parts: Iterable[str]) -> str:
     """A whole document."""
-    body = "\n".join(parts)
+    body = _with_own_names("\n".join(parts))
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -83,5 +84,10 @@ def _svg(drawn: Figure) -> str:
     with figures.DRAWING, matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "vlsi"}):
         drawn.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].replace(figures.INK, "currentColor")
-    return _NAMES.sub(rf"\g<1>f{hashlib.sha256(svg.encode()).hexdigest()[:8]}-", svg)
+    return svg[svg.index("<svg") :].replace(figures.INK, "currentColor")
+
+
+def _with_own_names(body: str) -> str:
+    """Every figure's parts named apart from those of all others."""
+    number = count(1)
+    return _SVG.sub(lambda svg: _NAMES.sub(rf"\g<1>f{next(number)}-", svg[0]), body)

@@ -46,7 +46,7 @@ def test_two_runs_are_one_page_with_differences_first(world: Path, run: Run) -> 
     setting = "<td><code>interaction.schedule.learning_rate</code></td>"
     assert re.search(rf"{setting}<td><code>\S+</code></td><td><code>5e-5</code></td>", html)
     assert f"<td>VLsI</td><td>digits {second.id}</td><td>65.0</td><td>65.0</td><td>+0.0</td><td>+35.0 … +65.0" in html
-    assert html.count("the last steps.</figcaption>") == 2
+    assert html.count("interaction: the last steps.</figcaption>") == 2
     assert html.count(" by itself</summary>") == 2
     assert html.index("What was set differently") < html.index(" by itself</summary>")
     assert store.report_file(f"{first.id}-{second.id}").is_file()
