@@ -11,7 +11,7 @@ MODELS ?= .venv-models
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types tests test-chaos test-ray-jobs test-kube test-containers bench test-pretrained images ui clean
+.PHONY: help setup demo test lint types tests test-browser test-chaos test-ray-jobs test-kube test-containers bench test-pretrained images ui clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -65,6 +65,9 @@ $(MODELS)/.installed: $(VENV)/.installed-dev
 
 test-pretrained: $(MODELS)/.installed ## verbalize a real language model of 135M parameters (2 minutes)
 	PYTHONPATH=$(MODELS) $(BIN)/pytest -s -m pretrained tests/stages/models/test_pretrained.py
+
+test-browser: $(VENV)/.installed-dev ## the report in a headless Chromium (Debian: apt-get install chromium; 1 minute)
+	$(BIN)/pytest -m browser tests/pipeline/reports/test_browser.py
 
 test-ray-jobs: $(VENV)/.installed-dev ## stages as jobs of a Ray on this machine (1 minute)
 	$(BIN)/pytest -s -m ray_jobs tests/pipeline/executors/test_on_ray.py

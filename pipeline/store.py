@@ -3,7 +3,7 @@
 <store>/<stage>/<fingerprint>/     artifacts, see `stages.contract`
 <store>/runs/<experiment>/         a record of every run, see `pipeline.history`
 <store>/logs/                      what each stage printed, and the job it was given
-<store>/reports/<experiment>.html  what `vlsi report` writes
+<store>/reports/<experiment>.html  what `vlsi report` writes; of runs that are named `<run>-<run>.html`
 <store>/reports/<experiment>-<sweep>.csv, .png, .svg   what `vlsi sweep` writes
 
 With artifacts in an object store, logs and reports are in `vlsi-records` below the current folder.
