@@ -12,6 +12,7 @@ from rich.markup import escape
 from pipeline.commands import (
     EXIT_CODES,
     Exit,
+    chat,
     data,
     diff,
     err,
@@ -53,6 +54,7 @@ app.command(epilog=diff.EPILOG)(diff.diff)
 app.command(epilog=prepare.EPILOG)(prepare.prepare)
 app.command(epilog=sweep.EPILOG)(sweep.sweep)
 app.command(epilog=report.EPILOG)(report.report)
+app.command(epilog=chat.EPILOG)(chat.chat)
 app.command(epilog=job.EPILOG)(job.job)
 app.command(epilog=gc.EPILOG)(gc.gc)
 app.command(epilog=transfer.PUSH_EPILOG)(transfer.push)

@@ -30,7 +30,7 @@ from stages.contract.settings import (
 from stages.data.formats import Format
 from stages.data.mixture import MIXTURE_SUFFIXES
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 MAIN = "vlsi"
 """Name of the experiment itself among the things that are evaluated."""
@@ -69,7 +69,7 @@ class Model(Section):
     @field_validator("path")
     @classmethod
     def _absolute_folder(cls, path: str) -> str:
-        is_hub_id = _HUB_ID.fullmatch(path) and not path.startswith(".") and not Path(path).exists()
+        is_hub_id = HUB_ID.fullmatch(path) and not path.startswith(".") and not Path(path).exists()
         return path if is_hub_id else absolute(path)
 
     @property
