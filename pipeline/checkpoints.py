@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config import ConfigError
-from pipeline.experiment import HUB_ID
+from pipeline.experiment import is_hub_id
 from stages.contract import StageError
 from stages.contract.place import absolute
 from stages.contract.settings import ModelLoading, Preprocessing
@@ -39,7 +39,7 @@ def checkpoint_place(model: str) -> str:
     folder = Path(model).expanduser()
     if folder.is_dir() or "://" in model:
         return absolute(model)
-    if HUB_ID.fullmatch(model.partition("@")[0]) and not model.startswith("."):
+    if is_hub_id(model.partition("@")[0]):
         return model
     raise ConfigError(f"--model: {model} is no folder; name a checkpoint folder, or a hub id such as Qwen/Qwen2-VL-2B")
 

@@ -22,6 +22,7 @@ from pipeline.commands import (
     manifests,
     plan,
     prepare,
+    push_to_hub,
     report,
     run,
     runs,
@@ -59,6 +60,7 @@ app.command(epilog=job.EPILOG)(job.job)
 app.command(epilog=gc.EPILOG)(gc.gc)
 app.command(epilog=transfer.PUSH_EPILOG)(transfer.push)
 app.command(epilog=transfer.PULL_EPILOG)(transfer.pull)
+app.command(name="push-to-hub", epilog=push_to_hub.EPILOG)(push_to_hub.push_to_hub)
 app.command(epilog=manifests.EPILOG)(manifests.manifests)
 app.command(epilog=sync_tracking.EPILOG)(sync_tracking.sync_tracking)
 app.add_typer(data.app, name="data")

@@ -30,12 +30,17 @@ from stages.contract.settings import (
 from stages.data.formats import Format
 from stages.data.mixture import MIXTURE_SUFFIXES
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 MAIN = "vlsi"
 """Name of the experiment itself among the things that are evaluated."""
 UNTRAINED = ("teacher", "backbone")
 """Names of what is evaluated as it is."""
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether it is written as `owner/name`, and not as a path."""
+    return _HUB_ID.fullmatch(text) is not None and not text.startswith(".")
 
 
 def _on_this_machine(place: str) -> str:
@@ -69,8 +74,7 @@ class Model(Section):
     @field_validator("path")
     @classmethod
     def _absolute_folder(cls, path: str) -> str:
-        is_hub_id = HUB_ID.fullmatch(path) and not path.startswith(".") and not Path(path).exists()
-        return path if is_hub_id else absolute(path)
+        return path if is_hub_id(path) and not Path(path).exists() else absolute(path)
 
     @property
     def is_folder(self) -> bool:

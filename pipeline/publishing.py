@@ -1,0 +1,137 @@
+"""Publishing a student: its files, its card with scores, and one commit to a repository of the hub."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.config import ConfigError
+from pipeline.identity import is_of_the_model
+from pipeline.origin import GIT_COMMIT, GIT_DIRTY
+from pipeline.results import LABELS
+from pipeline.statistics import interval
+from pipeline.students import Student
+from stages.contract import Artifact
+from stages.contract.files import PREDICTIONS_FOLDER
+from stages.contract.lineage import trace
+from stages.contract.place import files_below, local_copy, open_file
+
+if TYPE_CHECKING:
+    from stages.models.card import Accuracy, CardScores
+
+TOKEN_VARIABLE = "HF_TOKEN"
+
+
+class NotPublished(Exception):
+    """The hub refused; says what it said."""
+
+
+@dataclass(frozen=True)
+class Publishing:
+    """A student and where it goes.
+
+    Attributes:
+        repo: `owner/name` on the hub.
+        student: what is published.
+        files: sizes by name: the checkpoint and its card, and nothing that tells of the machine that made it.
+        card: the README.md.
+    """
+
+    repo: str
+    student: Student
+    files: Mapping[str, int]
+    card: str
+
+    def upload(self, *, private: bool) -> str:
+        """Make the repository if there is none, and put everything there in one commit.
+
+        Args:
+            private: whether only its owner sees a repository that is made now.
+
+        Returns:
+            Where it is.
+
+        Raises:
+            ConfigError: the environment has no token.
+            ArtifactError: a file is not what was committed.
+            NotPublished: the hub cannot be reached or refused.
+        """
+        from huggingface_hub import CommitOperationAdd, HfApi
+        from huggingface_hub.errors import HfHubHTTPError
+
+        from stages.models.card import CARD_FILE
+
+        token = os.environ.get(TOKEN_VARIABLE)
+        if not token:
+            raise ConfigError(f"{TOKEN_VARIABLE} is not set; set it to a token that may write to {self.repo}")
+        self.student.artifact.verify()
+        folder = self.student.artifact.path
+        weights = [CommitOperationAdd(n, local_copy(folder / n)) for n in self.files if n != CARD_FILE]
+        operations = [*weights, CommitOperationAdd(CARD_FILE, self.card.encode())]
+        message = f"VLsI student {self.student.artifact.manifest.fingerprint}"
+        api = HfApi(token=token)
+        try:
+            url = api.create_repo(self.repo, private=private, exist_ok=True)
+            api.create_commit(self.repo, operations, commit_message=message)
+        except (HfHubHTTPError, OSError, ValueError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].replace(token, "…")
+            raise NotPublished(f"{self.repo} was not published: {reason}") from error
+        return str(url)
+
+
+def prepare_publishing(repo: str, student: Student, licence: str | None) -> Publishing:
+    """What would be published; nothing leaves this machine."""
+    from stages.models.card import CARD_FILE, Publication, model_card
+
+    manifest = student.artifact.manifest
+    publication = Publication(repo, card_scores(student.evaluations), _commit(student), licence)
+    card = model_card(trace(manifest, student.artifact.place.parent.parent), publication)
+    sizes = {file.path: file.bytes for file in manifest.files if is_of_the_model(file.path)}
+    return Publishing(repo, student, sizes | {CARD_FILE: len(card.encode())}, card)
+
+
+def card_scores(evaluations: Mapping[str, Artifact]) -> list[CardScores]:
+    """Accuracy with its interval, for every model whose answers are there, the student first."""
+    from stages.models.card import OVERALL, CardScores
+
+    rows = []
+    for name, evaluation in sorted(evaluations.items(), key=lambda item: _rank(item[0])):
+        answers: dict[str, list[float]] = defaultdict(list)
+        for task, correct in _read_answers(evaluation):
+            answers[OVERALL].append(correct)
+            if task:
+                answers[task].append(correct)
+        if answers:
+            by_task = {task: _accuracy(correct) for task, correct in answers.items()}
+            rows.append(CardScores(LABELS.get(name, name), len(answers[OVERALL]), by_task))
+    return rows
+
+
+def _rank(name: str) -> int:
+    """The student, what is trained as it is, then the others in the order in which they were made."""
+    order = list(reversed(LABELS))
+    return order.index(name) if name in order else len(order)
+
+
+def _accuracy(correct: list[float]) -> Accuracy:
+    from stages.models.card import Accuracy
+
+    return Accuracy(sum(correct) / len(correct), *interval(correct))
+
+
+def _read_answers(evaluation: Artifact) -> list[tuple[str, float]]:
+    """Kind of question and whether it was answered right, of every question."""
+    import pyarrow.parquet as pq
+
+    folder = evaluation.path / PREDICTIONS_FOLDER
+    tables = [pq.read_table(open_file(folder / name), columns=["task", "correct"]) for name in files_below(folder)]
+    return [(row["task"], float(row["correct"])) for table in tables for row in table.to_pylist()]
+
+
+def _commit(student: Student) -> str:
+    origin = student.maker.origin if student.maker else {}
+    changed = " with changes" if origin.get(GIT_DIRTY) == "true" else ""
+    return origin[GIT_COMMIT] + changed if origin.get(GIT_COMMIT) else ""
