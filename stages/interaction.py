@@ -1,7 +1,7 @@
 """Interaction (step 2 of the paper): train the student's decoder against the teacher's verbalized layers.
 
 Reads   the samples, the student, its verbalizers, what the teacher's layers say (the precomputed cache).
-Writes  the student as a Hugging Face checkpoint, `student_verbalizers.safetensors`, the journal.
+Writes  the student as a Hugging Face checkpoint, `student_verbalizers.safetensors`, the journal, `sayings.json`.
 Runs    on workers of Ray Train; resumes at a step, bit for bit on the same number of workers.
 
 With the `moment` codec neither the teacher nor its head is in memory. Losses the settings leave out
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from stages.contract.files import (
 )
 from stages.contract.job import main
 from stages.contract.place import Place, local_copy
+from stages.contract.sayings import Speaker, read_sayings, write_sayings
 from stages.contract.settings import InteractionSettings
 from stages.data.encoding import Batch
 from stages.data.sample import read_samples
@@ -38,8 +40,10 @@ from stages.losses.layerwise import FeatureCosts, KLCosts, LayerCosts, match_and
 from stages.losses.matching import check_layer_counts
 from stages.models.backbone import Backbone
 from stages.models.readout import load_head
+from stages.models.saying import what_layers_say
 from stages.models.student import prepare_for_training, save_student, train_decoder
 from stages.models.verbalizer import Verbalizers, VerbFFN
+from stages.sayings import show_again
 from stages.training.launch import train
 from stages.training.objective import Loss, StudentObjective, check_finite
 
@@ -99,6 +103,7 @@ class InteractionObjective(StudentObjective):
         self.projections = self._make_projections()
         if self._losses.last == "none" and self.verbalizers:
             self._student.blocks[self.verbalizers.target_layers[-1] + 1 :].requires_grad_(False)
+        self._shown = [shown.id for shown in read_sayings(job.folder("verbalization"))] if self.verbalizers else []
         samples, _ = read_samples(Path(job.inputs["samples"]))
         self.samples = [s for s in samples if self.cache is None or s.id in self.cache]
 
@@ -142,12 +147,13 @@ class InteractionObjective(StudentObjective):
         return [*super().sharded_classes(), *([VerbFFN.__name__] if self.verbalizers else [])]
 
     def save(self, folder: Path, journal: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Write the student, its verbalizers and how the layers were matched."""
+        """Write the student, its verbalizers, what its layers now say and how they were matched."""
         save_student(self._student, self.encoder.processor, folder)
         summary: dict[str, Any] = {"steps": journal[-1]["step"], "loss": journal[-1]["loss"]}
         if self.verbalizers is None:
             return summary
         self.verbalizers.save(folder / STUDENT_VERBALIZERS_FILE)
+        write_sayings(folder, show_again(self, self._shown, partial(self._speak, self.verbalizers)))
         summary["student_target_layers"] = list(self.verbalizers.target_layers)
         if self._teacher and "matches" in journal[-1]:
             share = max(1, round(MATCHING_SHARE * len(journal)))
@@ -176,6 +182,15 @@ class InteractionObjective(StudentObjective):
         )
         sums = {"kl": all_pairs.sum(dim=2), "matches": learned.shares, "match_expected": learned.expected}
         return learned.losses, sums
+
+    def _speak(self, verbalizers: Verbalizers, batch: Batch) -> list[Speaker]:
+        """What the student's layers say of a batch."""
+        states = self._student.states(batch.to(self._student.device), verbalizers.target_layers)
+        said = verbalizers(states.targets, self._student.norm)
+        head, tokenizer = self._student.readout.head_rows(self._vocabulary), self.encoder.processor.tokenizer
+        chunk = self.schedule.logits_chunk_bytes
+        layers = what_layers_say(verbalizers.target_layers, said, head, tokenizer, chunk_bytes=chunk)
+        return [Speaker("student", layers)]
 
     def _costs(self, said: list[Tensor], head: Head, batch: Batch) -> LayerCosts:
         if self._teacher is None:

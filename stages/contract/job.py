@@ -85,7 +85,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "verbalization",
-            2,
+            3,
             "train a verbalizer on every target layer of teacher and student (step 1)",
             s.VerbalizationSettings,
             ("capture", "student", "samples"),
@@ -100,7 +100,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "interaction",
-            2,
+            3,
             "train the student's decoder against the teacher's verbalized layers (step 2)",
             s.InteractionSettings,
             ("student", "samples", "verbalization", "precompute"),

@@ -285,6 +285,8 @@ class VerbalizationSettings(Settings):
     preprocessing: Preprocessing = Preprocessing()
     verbalizer: Verbalizer = Verbalizer()
     schedule: Schedule = Schedule()
+    sayings: Annotated[int, Incidental()] = Field(default=4, ge=0)
+    """Samples of which it is kept what every layer says, before interaction and after it."""
 
 
 class PrecomputeSettings(Settings):

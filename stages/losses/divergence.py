@@ -222,6 +222,30 @@ def spread_ids(
     return torch.cat(ids), torch.cat(entropies)
 
 
+@torch.no_grad()
+def most_probable(x: Tensor, head: Head, *, chunk_bytes: int = CHUNK_BYTES) -> tuple[Tensor, Tensor]:
+    """The most probable word of every token, and its probability.
+
+    Args:
+        x: [N, d], an input of the head.
+        head: of V rows.
+        chunk_bytes: memory for one chunk of logits and what is made of it.
+
+    Returns:
+        [N] int64 and [N] float32.
+    """
+    ids, probabilities = [], []
+    with torch.autocast(x.device.type, enabled=False):
+        for chunk in _chunks(len(x), LIVE_IN_CROSS_ENTROPY * len(head.weight), chunk_bytes):
+            logits = float32_product(x[chunk].float(), head.weight.T)
+            if head.bias is not None:
+                logits += head.bias
+            highest, best = logits.max(dim=1)
+            ids.append(best)
+            probabilities.append((highest - logits.logsumexp(dim=1)).exp())
+    return torch.cat(ids), torch.cat(probabilities)
+
+
 def trained_cross_entropy(
     x: Tensor, head: Head, labels: Tensor, *, vocabulary: int, chunk_bytes: int = CHUNK_BYTES
 ) -> tuple[Tensor, Tensor]:

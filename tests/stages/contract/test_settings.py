@@ -199,6 +199,7 @@ def test_what_each_stage_calls_incidental(stage: str) -> None:
     allowed = {"model.device_map", "micro_batch_tokens"}
     allowed |= {f"schedule.{name}" for name in ("checkpoint_every_steps", "loader_threads", "logits_chunk_mb")}
     allowed |= {"shard_samples"} if stage == "evaluation" else set()
+    allowed |= {"sayings"} if stage == "verbalization" else set()
     assert incidental(STAGES[stage].settings()) <= allowed
     assert ("model.device_map" in incidental(STAGES[stage].settings())) == (
         "model" in STAGES[stage].settings.model_fields
