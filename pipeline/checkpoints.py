@@ -6,10 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
 
 from pipeline.config import ConfigError
-from pipeline.experiment import is_hub_id
-from stages.contract import StageError
+from pipeline.experiment import Experiment, is_hub_id
+from stages.contract import STAGES, Artifact, StageError
 from stages.contract.place import absolute
 from stages.contract.settings import ModelLoading, Preprocessing
 from stages.data import BadSample
@@ -28,6 +31,32 @@ class Checkpoint:
     place: str
     loading: ModelLoading
     preprocessing: Preprocessing
+
+
+def checkpoint_of(artifact: Artifact, place: str) -> Checkpoint:
+    """The model at `place`, read as the stage that made `artifact` read its own.
+
+    Raises:
+        ConfigError: another version of `vlsi` made it, whose settings are not these.
+    """
+    manifest = artifact.manifest
+    try:
+        settings: Any = STAGES[manifest.stage].settings.model_validate(manifest.identity["settings"])
+    except ValidationError as error:
+        raise ConfigError(
+            f"{artifact.place} was made by another version of vlsi, whose settings are others; "
+            "name the folder of a checkpoint with --model"
+        ) from error
+    return Checkpoint(place, settings.model, settings.preprocessing)
+
+
+def checkpoint_named(model: str, experiment: Experiment) -> Checkpoint:
+    """What a person calls a checkpoint, read as evaluation reads the experiment's student.
+
+    Raises:
+        ConfigError: it is a path, and there is no folder.
+    """
+    return Checkpoint(checkpoint_place(model), experiment.evaluation.model, experiment.evaluation.preprocessing)
 
 
 def checkpoint_place(model: str) -> str:

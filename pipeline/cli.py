@@ -30,6 +30,7 @@ from pipeline.commands import (
     sweep,
     sync_tracking,
     transfer,
+    verbalize,
 )
 from pipeline.config import ConfigError
 from pipeline.decisions import FORCE_ALL
@@ -56,6 +57,7 @@ app.command(epilog=prepare.EPILOG)(prepare.prepare)
 app.command(epilog=sweep.EPILOG)(sweep.sweep)
 app.command(epilog=report.EPILOG)(report.report)
 app.command(epilog=chat.EPILOG)(chat.chat)
+app.command(epilog=verbalize.EPILOG)(verbalize.verbalize)
 app.command(epilog=job.EPILOG)(job.job)
 app.command(epilog=gc.EPILOG)(gc.gc)
 app.command(epilog=transfer.PUSH_EPILOG)(transfer.push)

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.config import ConfigError
+from pipeline.history import RunRecord
 from pipeline.identity import is_of_the_model
+from pipeline.made import Made
 from pipeline.origin import GIT_COMMIT, GIT_DIRTY
 from pipeline.results import LABELS
 from pipeline.statistics import interval
-from pipeline.students import Student
 from stages.contract import Artifact
 from stages.contract.files import PREDICTIONS_FOLDER
-from stages.contract.lineage import trace
 from stages.contract.place import files_below, local_copy, open_file
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Publishing:
     """
 
     repo: str
-    student: Student
+    student: Artifact
     files: Mapping[str, int]
     card: str
 
@@ -67,11 +67,11 @@ class Publishing:
         token = os.environ.get(TOKEN_VARIABLE)
         if not token:
             raise ConfigError(f"{TOKEN_VARIABLE} is not set; set it to a token that may write to {self.repo}")
-        self.student.artifact.verify()
-        folder = self.student.artifact.path
+        self.student.verify()
+        folder = self.student.path
         weights = [CommitOperationAdd(n, local_copy(folder / n)) for n in self.files if n != CARD_FILE]
         operations = [*weights, CommitOperationAdd(CARD_FILE, self.card.encode())]
-        message = f"VLsI student {self.student.artifact.manifest.fingerprint}"
+        message = f"VLsI student {self.student.manifest.fingerprint}"
         api = HfApi(token=token)
         try:
             url = api.create_repo(self.repo, private=private, exist_ok=True)
@@ -82,14 +82,18 @@ class Publishing:
         return str(url)
 
 
-def prepare_publishing(repo: str, student: Student, licence: str | None) -> Publishing:
-    """What would be published; nothing leaves this machine."""
+def prepare_publishing(repo: str, made: Made, licence: str | None) -> Publishing:
+    """What would be published of an experiment or a run; nothing leaves this machine.
+
+    Raises:
+        ConfigError: there is no finished student.
+    """
     from stages.models.card import CARD_FILE, Publication, model_card
 
-    manifest = student.artifact.manifest
-    publication = Publication(repo, card_scores(student.evaluations), _commit(student), licence)
-    card = model_card(trace(manifest, student.artifact.place.parent.parent), publication)
-    sizes = {file.path: file.bytes for file in manifest.files if is_of_the_model(file.path)}
+    student = made.need("reinforcement")
+    publication = Publication(repo, card_scores(made.evaluations), _commit(made.maker(student)), licence)
+    card = model_card(made.lineage(student), publication)
+    sizes = {file.path: file.bytes for file in student.manifest.files if is_of_the_model(file.path)}
     return Publishing(repo, student, sizes | {CARD_FILE: len(card.encode())}, card)
 
 
@@ -131,7 +135,7 @@ def _read_answers(evaluation: Artifact) -> list[tuple[str, float]]:
     return [(row["task"], float(row["correct"])) for table in tables for row in table.to_pylist()]
 
 
-def _commit(student: Student) -> str:
-    origin = student.maker.origin if student.maker else {}
+def _commit(maker: RunRecord | None) -> str:
+    origin = maker.origin if maker else {}
     changed = " with changes" if origin.get(GIT_DIRTY) == "true" else ""
     return origin[GIT_COMMIT] + changed if origin.get(GIT_COMMIT) else ""

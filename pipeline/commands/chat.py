@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.checkpoints import Checkpoint, asking, checkpoint_place, existing_picture, loading
+from pipeline.checkpoints import Checkpoint, asking, checkpoint_named, checkpoint_of, existing_picture, loading
 from pipeline.commands import EXIT_CODES, Exit, err, out, split
 from pipeline.config import ConfigError, load
+from pipeline.made import Made
 from pipeline.screen import printable
-from pipeline.students import find_student
 
 if TYPE_CHECKING:
     from stages.data.sample import Sample
@@ -112,10 +112,9 @@ class Conversation:
 
 def _checkpoint(runs: list[str], overrides: list[str], model: str | None) -> Checkpoint:
     if model is not None:
-        evaluation = load(overrides).main.evaluation
-        return Checkpoint(checkpoint_place(model), evaluation.model, evaluation.preprocessing)
-    student = find_student(runs[0] if runs else None, overrides)
-    return Checkpoint(str(student.artifact.place), student.settings.model, student.settings.preprocessing)
+        return checkpoint_named(model, load(overrides).main)
+    student = Made.find(runs[0] if runs else None, overrides).need("reinforcement")
+    return checkpoint_of(student, str(student.place))
 
 
 def _typed() -> Iterator[str]:

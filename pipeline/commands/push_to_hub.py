@@ -11,9 +11,9 @@ from rich.markup import escape
 from pipeline.commands import EXIT_CODES, AsJson, Exit, Overrides, err, out, print_json
 from pipeline.config import ConfigError
 from pipeline.experiment import is_hub_id
+from pipeline.made import Made
 from pipeline.publishing import TOKEN_VARIABLE, NotPublished, Publishing, prepare_publishing
 from pipeline.screen import make_table, printable
-from pipeline.students import find_student
 
 EPILOG = (
     "Try: [bold]vlsi push-to-hub me/my-student[/] (shows, uploads nothing) · "
@@ -39,7 +39,7 @@ def push_to_hub(
     """Show the files and the model card that would be published of a student; with --yes publish them."""
     if not is_hub_id(repo):
         raise ConfigError(f"{repo!r} is no repository; write owner/name")
-    publishing = prepare_publishing(repo, find_student(run, overrides or []), licence)
+    publishing = prepare_publishing(repo, Made.find(run, overrides or []), licence)
     if not as_json:
         _show(publishing)
     url = _upload(publishing, private=not public) if yes else None

@@ -68,7 +68,7 @@ def picture(tmp_path: Path) -> Path:
 def test_the_up_to_date_student_is_asked(run: Run, vlsi: Command, answerer: type[FakeAnswerer], picture: Path) -> None:
     code, text = vlsi("chat", "--image", str(picture), "--question", "Which?")
     assert code == 2
-    assert "digits has no finished student (reinforcement: no artifact yet); run `vlsi run" in text
+    assert "digits has no reinforcement that is up to date: run `vlsi run experiment=digits`" in " ".join(text.split())
     run("~variants")
     student = Session.open([]).artifacts()["reinforcement"].place
     code, text = vlsi("chat", "--image", str(picture), "--question", "Which?")
@@ -93,7 +93,7 @@ def test_a_run_that_did_not_finish_has_no_student(run: Run, vlsi: Command, execu
     executor.failing = {"interaction"}
     run("~variants")
     code, text = vlsi("chat", "digits", "--question", "Which?")
-    assert (code, "has no finished student" in text) == (2, True)
+    assert (code, "digits has no reinforcement" in text) == (2, True)
 
 
 def test_questions_are_read_one_by_one_with_what_was_said(

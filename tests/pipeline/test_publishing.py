@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.made import Made
 from pipeline.origin import GIT_COMMIT
 from pipeline.publishing import card_scores, prepare_publishing
 from pipeline.runner import Outcome
 from pipeline.session import Session
-from pipeline.students import find_student
 from stages.contract import Artifact
 from tests.pipeline.conftest import Command, Question
 
@@ -149,10 +149,11 @@ def test_the_student_of_an_earlier_run_is_published(finished: Artifact, run: Run
 
 
 def test_the_commit_is_that_of_the_run_that_made_it(finished: Artifact) -> None:
-    student = find_student(None, [])
-    assert student.maker is not None
-    student.maker.origin = {GIT_COMMIT: "c0ffee", "git.dirty": "true"}
-    assert "`c0ffee with changes`" in prepare_publishing("me/x", student, None).card
+    made = Made.find(None, ["~variants"])
+    maker = made.maker(finished)
+    assert maker is not None
+    maker.origin = {GIT_COMMIT: "c0ffee", "git.dirty": "true"}
+    assert "`c0ffee with changes`" in prepare_publishing("me/x", made, None).card
 
 
 def test_the_student_stands_first_and_what_was_not_asked_is_left_out(finished: Artifact) -> None:
