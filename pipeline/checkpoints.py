@@ -86,7 +86,9 @@ def loading(place: str) -> Iterator[None]:
     logging.disable_progress_bar()
     try:
         yield
-    except (OSError, ValueError, KeyError, StageError) as error:
+    except StageError as error:
+        raise ConfigError(str(error)) from error
+    except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ConfigError(f"{place} cannot be loaded: {reason[0]}") from error
 

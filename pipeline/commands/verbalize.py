@@ -78,7 +78,7 @@ def verbalize(
         return
     for saying in sayings:
         show_saying(out, saying)
-    show_legend(out)
+    show_legend(out, forced=not decode)
     if html is not None:
         show_files(out, {"page": html.absolute()})
 

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from pipeline.screen import make_table, printable
 from pipeline.spoken.saying import Saying, level, visible
+from stages.contract.sayings import Said
 
 STYLES = {"sure": "green", "likely": "yellow", "unsure": "dim"}
 WIDEST = 16
@@ -29,11 +30,10 @@ def show_saying(console: Console, saying: Saying) -> None:
         _show_texts(console, saying)
 
 
-def show_legend(console: Console) -> None:
-    """What the colours mean."""
-    console.print(
-        "[green]from 75 % sure[/] · [yellow]from 40 %[/] · [dim]less[/] · [bold]bold: as the answer has it[/]"
-    )
+def show_legend(console: Console, *, forced: bool) -> None:
+    """What the colours mean, and, where an answer was forced, bold type."""
+    bold = " · [bold]bold: as the answer has it[/]" if forced else ""
+    console.print(f"[green]from 75 % sure[/] · [yellow]from 40 %[/] · [dim]less[/]{bold}", highlight=False)
 
 
 def _show_tokens(console: Console, saying: Saying) -> None:
@@ -44,14 +44,7 @@ def _show_tokens(console: Console, saying: Saying) -> None:
         for column in table.columns:
             column.no_wrap = True
         for name, said in saying.rows:
-            cells = (
-                Text(
-                    _cell(said.words[place], widths[place]),
-                    _style(said.words[place], said.confidence[place], saying.tokens[place]),
-                )
-                for place in places
-            )
-            table.add_row(name, *cells)
+            table.add_row(name, *(_word(said, place, saying.tokens[place], widths[place]) for place in places))
         console.print(table)
 
 
@@ -93,5 +86,7 @@ def _shown(word: str) -> str:
     return printable(visible(word))
 
 
-def _style(word: str, confidence: float, token: str) -> str:
-    return STYLES[level(confidence)] + (" bold" if word == token else "")
+def _word(said: Said, place: int, token: str, width: int) -> Text:
+    """One cell, in bold where it is what the answer has."""
+    word = said.words[place]
+    return Text(_cell(word, width), STYLES[level(said.confidence[place])] + (" bold" if word == token else ""))
