@@ -101,7 +101,7 @@ def _hear(
     if voice.through == LENS:
         err.print(f"{voice.name} has no verbalizers: its layers speak through the {LENS}", markup=False, soft_wrap=True)
     with loading(checkpoint.place):
-        file = voice.verbalizers and local_copy(voice.verbalizers)
+        file = local_copy(voice.verbalizers) if voice.verbalizers else None
         speaking = Speaking(checkpoint.place, checkpoint.loading, checkpoint.preprocessing, file, layers)
     asked = ask(question, pictures)
     with asking():

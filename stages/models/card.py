@@ -77,7 +77,7 @@ def model_card(lineage: Lineage, publication: Publication = EXPORT) -> str:
         publication: scores, name and licence; without it the card says where the scores are.
     """
     base = lineage.sources.get(_STUDENT)
-    licence = publication.licence or (base and licence_of(base.place))
+    licence = publication.licence or (licence_of(base.place) if base else None)
     parts = [
         f"# {_plain(publication.name)}",
         _introduction(lineage),

@@ -140,7 +140,7 @@ class Speaking(Answerer):
 
     def _until_the_end(self, block: int, ids: Tensor, confidence: Tensor) -> Said:
         """One row of a batch, without the token that ends it and what follows."""
-        ends = torch.tensor(self.backbone.model.generation_config.eos_token_id).flatten().to(ids.device)  # type: ignore
+        ends = torch.tensor(self.backbone.model.generation_config.eos_token_id).flatten().to(ids.device)
         at_end = torch.isin(ids, ends).nonzero()
         length = int(at_end[0]) if len(at_end) else len(ids)
         words = spell(ids[:length], self.encoder.processor.tokenizer)
