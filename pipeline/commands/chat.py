@@ -82,7 +82,7 @@ class Conversation:
             with asking():
                 self._answer(question)
             return
-        err.print(f"[dim]{COMMANDS}")
+        err.print(f"[dim]{COMMANDS}", highlight=False)
         for line in _typed():
             try:
                 with asking():

@@ -45,8 +45,9 @@ def verbalize(
         list[str] | None,
         typer.Option(
             "--model",
-            metavar="teacher|backbone|vlsi|FOLDER",
-            help="Whose layers speak; may be given again. A checkpoint folder or hub id speaks through the logit lens.",
+            metavar="MODEL",
+            help="Whose layers speak: teacher, backbone, vlsi, or a checkpoint folder or hub id, which speaks through "
+            "the logit lens; may be given again.",
             show_default=MAIN,
         ),
     ] = None,

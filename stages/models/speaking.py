@@ -140,9 +140,9 @@ class Speaking(Answerer):
 
     def _until_the_end(self, block: int, ids: Tensor, confidence: Tensor) -> Said:
         """One row of a batch, without the token that ends it and what follows."""
-        ends = torch.tensor(self.backbone.model.generation_config.eos_token_id).flatten().to(ids.device)
-        at_end = torch.isin(ids, ends).nonzero()
-        length = int(at_end[0]) if len(at_end) else len(ids)
+        end = self.backbone.model.generation_config.eos_token_id  # type: ignore[union-attr]
+        ends = {end} if isinstance(end, int) else set(end or ())
+        length = next((place for place, token in enumerate(ids.tolist()) if token in ends), len(ids))
         words = spell(ids[:length], self.encoder.processor.tokenizer)
         return Said(block, words, tuple(round(value, 4) for value in confidence[:length].tolist()))
 
@@ -170,7 +170,7 @@ class _FromLayers(LogitsProcessor):
         own = scores[-1, : len(self._head.weight)].float().softmax(dim=0).max()
         self._steps.append(torch.cat([confidence, own[None]]).cpu())
         chosen = torch.full_like(scores, -torch.inf)
-        chosen[torch.arange(len(words)), words] = 0
+        chosen[torch.arange(len(words), device=words.device), words] = 0
         chosen[-1] = scores[-1]
         return chosen
 
