@@ -12,7 +12,7 @@ SERVE  ?= .venv-serve
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types tests test-chaos test-ray-jobs test-kube test-containers bench test-pretrained test-serving images ui clean
+.PHONY: help setup demo test lint types tests test-browser test-chaos test-ray-jobs test-kube test-containers bench test-pretrained test-serving images ui clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -74,6 +74,9 @@ $(SERVE)/.installed: $(VENV)/.installed-dev
 
 test-serving: $(SERVE)/.installed ## ask a student through `transformers serve` (1 minute)
 	PYTHONPATH=$(SERVE) $(BIN)/pytest -s -m serving tests/stages/test_serving.py
+
+test-browser: $(VENV)/.installed-dev ## the report in a headless Chromium (Debian: apt-get install chromium; 1 minute)
+	$(BIN)/pytest -m browser tests/pipeline/reports/test_browser.py
 
 test-ray-jobs: $(VENV)/.installed-dev ## stages as jobs of a Ray on this machine (1 minute)
 	$(BIN)/pytest -s -m ray_jobs tests/pipeline/executors/test_on_ray.py

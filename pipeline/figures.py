@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from pipeline.results import Scores, tasks_of
+from pipeline.results import OVERALL, Scores, tasks_of
 from stages.contract import Artifact, read_journal
 
 if TYPE_CHECKING:
@@ -58,17 +58,25 @@ def matching(summary: Mapping[str, Any]) -> Figure:
     figure = make_figure(WIDTH, 1.2 + 2.8 * min(1.0, rows / columns))
     left, right = figure.subplots(1, 2, sharey=True)
     for axes, key, title in ((left, "matching_start", "start"), (right, "matching_end", "end")):
-        frequencies = summary[key]
-        mesh = axes.pcolormesh(frequencies, cmap=HEAT, vmin=0, vmax=1, edgecolors="face", linewidth=0.4)
-        _write_cells(axes, frequencies)
-        axes.set_xticks(*_ticks(summary["teacher_target_layers"]))
-        axes.set_yticks(*_ticks(summary["student_target_layers"]))
-        axes.set(title=title, xlabel="teacher block", aspect="equal")
+        mesh = _draw_shares(axes, summary, summary[key])
+        axes.set_title(title)
     left.set_ylabel("student block")
     left.invert_yaxis()
     style(left, right)
     bar = figure.colorbar(mesh, ax=[left, right], label="share of draws")
     style(bar.ax)
+    return figure
+
+
+def matches_at(summary: Mapping[str, Any], shares: Sequence[Sequence[float]]) -> Figure:
+    """The same at one time, given as [student layers, teacher layers]."""
+    rows, columns = len(summary["student_target_layers"]), len(summary["teacher_target_layers"])
+    figure = make_figure(WIDTH / 2, 0.9 + 2.6 * min(1.0, rows / columns))
+    axes = figure.subplots()
+    _draw_shares(axes, summary, shares)
+    axes.set_ylabel("student block")
+    axes.invert_yaxis()
+    style(axes)
     return figure
 
 
@@ -124,16 +132,28 @@ def loss_curves(journals: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     return figure
 
 
-def accuracy_by_task(scores: Sequence[Scores]) -> Figure:
-    """Accuracy bars: a group for each kind of question and one over all, a bar for each model."""
-    tasks = [*tasks_of(scores), "overall"]
+def accuracy_by_task(
+    scores: Sequence[Scores], intervals: Mapping[str, Mapping[str, tuple[float, float]]] | None = None
+) -> Figure:
+    """Accuracy bars: a group for each kind of question and one over all, a bar for each model.
+
+    Args:
+        scores: the models in the order of the bars.
+        intervals: of a model's name and a kind of question, low and high, where they are known: the whiskers.
+    """
+    tasks = [*tasks_of(scores), OVERALL]
     figure = make_figure(WIDTH, HEIGHT)
     axes = figure.subplots()
     width = 0.8 / max(1, len(scores))
     for i, (row, colour) in enumerate(zip(scores, _colours(len(scores)), strict=True)):
-        values = {**row.by_task, "overall": row.overall}
+        values = {**row.by_task, OVERALL: row.overall}
         places = [group + (i - (len(scores) - 1) / 2) * width for group in range(len(tasks))]
         axes.bar(places, [100 * values.get(task, 0.0) for task in tasks], width, color=colour, label=row.label)
+        bounds = (intervals or {}).get(row.name, {})
+        for place, task in zip(places, tasks, strict=True):
+            if task in bounds:
+                low, high = bounds[task]
+                axes.vlines(place, 100 * low, 100 * high, color=INK, linewidth=0.8)
     axes.set_xticks(range(len(tasks)), [_tick(task) for task in tasks], fontsize=8)
     axes.set(ylabel="correct, %", ylim=(0, 100))
     style(axes)
@@ -159,6 +179,15 @@ def style(*many: Axes) -> None:
             spine.set(color=INK, linewidth=0.6, visible=side in ("left", "bottom"))
 
 
+def _draw_shares(axes: Axes, summary: Mapping[str, Any], shares: Sequence[Sequence[float]]) -> Any:
+    mesh = axes.pcolormesh(shares, cmap=HEAT, vmin=0, vmax=1, edgecolors="face", linewidth=0.4)
+    _write_cells(axes, shares)
+    axes.set_xticks(*_ticks(summary["teacher_target_layers"]))
+    axes.set_yticks(*_ticks(summary["student_target_layers"]))
+    axes.set(xlabel="teacher block", aspect="equal")
+    return mesh
+
+
 def _tick(task: str) -> str:
     """A name on several short lines; a dollar sign would start a formula."""
     return task.replace("_", "\n").replace("-", "\n").replace("$", r"\$")
@@ -168,10 +197,10 @@ def _legend(axes: Axes) -> None:
     axes.legend(frameon=False, labelcolor=INK, fontsize=8)
 
 
-def _ticks(blocks: Sequence[int], centre: float = 0.5) -> tuple[list[float], list[int]]:
+def _ticks(blocks: Sequence[int], centre: float = 0.5) -> tuple[list[float], list[str]]:
     """Places and labels of at most ten cells of a row, whose first has its middle at `centre`."""
     every = -(-len(blocks) // 10)
-    return [i + centre for i in range(0, len(blocks), every)], list(blocks[::every])
+    return [i + centre for i in range(0, len(blocks), every)], [str(block) for block in blocks[::every]]
 
 
 def _write_cells(axes: Axes, frequencies: Sequence[Sequence[float]]) -> None:

@@ -13,11 +13,10 @@ from pipeline.history import RunRecord
 from pipeline.identity import is_of_the_model
 from pipeline.made import Made
 from pipeline.origin import GIT_COMMIT, GIT_DIRTY
-from pipeline.results import LABELS
+from pipeline.results import LABELS, answers_of
 from pipeline.statistics import interval
 from stages.contract import Artifact
-from stages.contract.files import PREDICTIONS_FOLDER
-from stages.contract.place import files_below, local_copy, open_file
+from stages.contract.place import local_copy
 
 if TYPE_CHECKING:
     from stages.models.card import Accuracy, CardScores
@@ -104,7 +103,7 @@ def card_scores(evaluations: Mapping[str, Artifact]) -> list[CardScores]:
     rows = []
     for name, evaluation in sorted(evaluations.items(), key=lambda item: _rank(item[0])):
         answers: dict[str, list[float]] = defaultdict(list)
-        for task, correct in _read_answers(evaluation):
+        for task, correct in answers_of(evaluation).values():
             answers[OVERALL].append(correct)
             if task:
                 answers[task].append(correct)
@@ -124,15 +123,6 @@ def _accuracy(correct: list[float]) -> Accuracy:
     from stages.models.card import Accuracy
 
     return Accuracy(sum(correct) / len(correct), *interval(correct))
-
-
-def _read_answers(evaluation: Artifact) -> list[tuple[str, float]]:
-    """Kind of question and whether it was answered right, of every question."""
-    import pyarrow.parquet as pq
-
-    folder = evaluation.path / PREDICTIONS_FOLDER
-    tables = [pq.read_table(open_file(folder / name), columns=["task", "correct"]) for name in files_below(folder)]
-    return [(row["task"], float(row["correct"])) for table in tables for row in table.to_pylist()]
 
 
 def _commit(maker: RunRecord | None) -> str:

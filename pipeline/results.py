@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pipeline.experiment import MAIN
 from pipeline.graph import Graph
+from pipeline.statistics import Difference, paired
 from stages.contract import Artifact
+from stages.contract.files import PREDICTIONS_FOLDER
+from stages.contract.place import files_below, open_file
 
+OVERALL = "overall"
+"""Beside the kinds of question, the score over all of them."""
 LABELS = {
     "backbone": "small backbone",
     "sft": "plain SFT",
@@ -16,6 +22,17 @@ LABELS = {
     MAIN: "VLsI",
 }
 """What tables call a model; other variants keep their own name."""
+
+
+class Answer(NamedTuple):
+    """What one model's answer to one question is worth, from 0 to 1."""
+
+    task: str
+    correct: float
+
+
+Answers = dict[str, Answer]
+"""By id of the question."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +72,28 @@ def scores_of(name: str, evaluation: Artifact) -> Scores:
     summary = evaluation.manifest.summary
     by_task = {task: float(entry["accuracy"]) for task, entry in summary["by_task"].items()}
     return Scores(name, float(summary["overall"]), by_task, int(summary["samples"]))
+
+
+def answers_of(evaluation: Artifact) -> Answers:
+    """Which questions were answered right; nothing if the predictions are gone or damaged."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder = evaluation.path / PREDICTIONS_FOLDER
+    columns = ["id", "task", "correct"]
+    try:
+        tables = [pq.read_table(open_file(folder / name), columns=columns) for name in files_below(folder)]
+    except (OSError, pa.ArrowException):
+        return {}
+    return {row["id"]: Answer(row["task"] or "", float(row["correct"])) for t in tables for row in t.to_pylist()}
+
+
+def paired_answers(ours: Answers, theirs: Answers) -> Difference | None:
+    """The difference of two models over the questions that both were asked; None if there is none."""
+    common = [name for name in ours if name in theirs]
+    if not common:
+        return None
+    return paired([ours[name].correct for name in common], [theirs[name].correct for name in common])
 
 
 def tasks_of(scores: Sequence[Scores]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +17,11 @@ from pipeline.history import History, RunRecord
 from pipeline.identity import Digests
 from pipeline.pairing import check_pairs
 from pipeline.progress import make_display, warner
-from pipeline.report import render
+from pipeline.reports.report import render
+from pipeline.reports.subject import Subject
 from pipeline.runner import Observer, Outcome, Runner
 from pipeline.store import Store
+from pipeline.sweeps.recording import recorded_sweeps
 from pipeline.tracking import Tracker
 from stages.contract import Artifact
 from stages.contract.place import write_whole
@@ -119,13 +121,23 @@ class Session:
             raise ConfigError(f"nothing of {self.experiment.name} has been made yet; run `{self.command('run')}` first")
         path = path or self.store.report_file(self.experiment.name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, render(self.experiment, self.graph, artifacts))
+        write_whole(path, render(self._subject(artifacts)))
         return path
 
     def command(self, name: str, *more: str) -> str:
         """A `vlsi` command on this experiment, as a person would type it."""
         chosen = self.configuration.overrides or (f"experiment={self.experiment.name}",)
         return " ".join(["vlsi", name, *chosen, *more])
+
+    def _subject(self, artifacts: Mapping[str, Artifact]) -> Subject:
+        record = self.history.last(self.experiment.name)
+        sweeps = recorded_sweeps(self.history, self.experiment)
+        return Subject.of_graph(self.experiment, self.graph, artifacts, record, sweeps)
+
+    def _has_news(self, outcome: Outcome) -> bool:
+        """Whether there is more to report on than the last report had."""
+        changed = outcome.executed or outcome.failed or not self.store.report_file(self.experiment.name).is_file()
+        return bool(outcome.artifacts and changed)
 
     def _execute_recorded(
         self, decisions: Sequence[Decision], console: Console, executor: Executor, keep_going: bool
@@ -137,7 +149,7 @@ class Session:
                 observers: list[Observer] = [recorder, tracker, display]
                 runner = Runner(self.store, self.experiment.executor, executor, observers, keep_going=keep_going)
                 outcome = runner.run(decisions)
-            if outcome.executed or (outcome.artifacts and not self.store.report_file(self.experiment.name).is_file()):
+            if self._has_news(outcome):
                 self.write_report()
             recorder.conclude(self.graph, outcome)
         return outcome

@@ -55,7 +55,7 @@ class VerbalizationObjective(StudentObjective):
         super().__init__(job, settings)
         captured = job.folder("capture")
         self._num_sayings = settings.sayings
-        self.cache = CacheReader(captured / STATES_FOLDER)
+        self.cache = self._captured = CacheReader(captured / STATES_FOLDER)
         samples, _ = read_samples(Path(job.inputs["samples"]))
         self.samples = [sample for sample in samples if sample.id in self.cache]
         self._student.model.requires_grad_(False)
@@ -115,7 +115,7 @@ class VerbalizationObjective(StudentObjective):
 
     def _speak(self, batch: Batch) -> list[Speaker]:
         """What both models' layers say of a batch."""
-        cached = self.cache.fields(batch.sample_ids, batch.labels)
+        cached = self._captured.fields(batch.sample_ids, batch.labels)
         teacher, student = self._states(replace(batch, cached=cached).to(default_device()))
         return [
             self._speaker("teacher", self.teacher_verbalizers, teacher, self._readout, self._teacher_head),

@@ -17,9 +17,14 @@ _LINE = 0.28
 
 def save_figure(results: Results, *files: Path) -> None:
     """Draw what there is; suffixes say how it is written."""
-    figure = heat_map(results) if results.sweep.axes else dots(results)
+    figure = draw(results)
     for file in files:
         figure.savefig(file, dpi=200)
+
+
+def draw(results: Results) -> Figure:
+    """A grid of two axes as a heat map, anything else as dots."""
+    return heat_map(results) if results.sweep.axes else dots(results)
 
 
 def dots(results: Results) -> Figure:

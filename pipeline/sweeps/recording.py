@@ -8,12 +8,46 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
+from pipeline.config import ConfigError
 from pipeline.executors import StageFailed
+from pipeline.experiment import MAIN, Experiment
 from pipeline.graph import Node
-from pipeline.history import History, Recorder
+from pipeline.history import History, Recorder, RunRecord
 from pipeline.runner import Outcome
+from pipeline.sweeps.definition import choose
 from pipeline.sweeps.plan import Trial
+from pipeline.sweeps.results import Results, Value
 from stages.contract import Artifact
+
+
+def recorded_sweeps(history: History, experiment: Experiment) -> list[Results]:
+    """The values that the records of an experiment's sweeps hold, by sweep; of each trial its last record's."""
+    found: dict[str, dict[tuple[str, int], RunRecord]] = defaultdict(dict)
+    for name in history.experiments():
+        base, _, trial = name.partition("@")
+        sweep, _, rest = trial.partition(".")
+        point, _, seed = rest.rpartition(".")
+        if base == experiment.name and seed.isdecimal() and (record := history.last(name)):
+            found[sweep][point, int(seed)] = record
+    results = (_results_of(sweep, experiment, records) for sweep, records in sorted(found.items()))
+    return [result for result in results if result and result.values]
+
+
+def _results_of(name: str, experiment: Experiment, records: Mapping[tuple[str, int], RunRecord]) -> Results | None:
+    """Nothing if the sweep is no longer defined."""
+    try:
+        _, sweep, _ = choose([f"sweep={name}"])
+        points = tuple(sweep.points_of(experiment))
+    except ConfigError:
+        return None
+    values = [
+        Value(point, seed, score)
+        for (point, seed), record in records.items()
+        for score in record.scores
+        if score.name == MAIN and point in points
+    ]
+    seeds = tuple(sorted({value.seed for value in values}))
+    return Results(name, experiment.name, sweep, points, seeds, tuple(values))
 
 
 class TrialRecorders:

@@ -7,12 +7,9 @@ import io
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.results import Scores, tasks_of
+from pipeline.results import OVERALL, Scores, tasks_of
 from pipeline.sweeps.definition import Sweep, pair_name
 from pipeline.sweeps.statistics import Difference, Mean, mean_of, paired_difference
-
-OVERALL = "overall"
-"""Beside the kinds of question, the score over all of them."""
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,13 @@ def summary_of(stage: str) -> dict[str, Any]:
     return {"steps": 3, "loss": 0.3}
 
 
+def journal_of_matches() -> list[dict[str, object]]:
+    """Lines of two steps, of two student layers."""
+    drawn, expected = [[0.0, 1.0], [0.5, 2.0]], [[0.2, 1.4], [0.4, 1.6]]
+    steps = enumerate(zip(drawn, expected, strict=True), 1)
+    return [{"step": step, "match_mean": mean, "match_expected": exact} for step, (mean, exact) in steps]
+
+
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A store in which the digits experiment is prepared; the current directory is beside it."""

@@ -71,7 +71,7 @@ def finished(run: Run, monkeypatch: pytest.MonkeyPatch) -> Artifact:
             (work / "config.json").write_text("{}")
             (work / "model.safetensors").write_bytes(b"weights")
         if job.stage == "evaluation":
-            rows = [{"task": "read" if i % 2 else "", "correct": i < 3} for i in range(4)]
+            rows = [{"id": str(i), "task": "read" if i % 2 else "", "correct": i < 3} for i in range(4)]
             (work / "predictions").mkdir(exist_ok=True)
             pq.write_table(pa.Table.from_pylist(rows), work / "predictions" / "0.parquet")
         return plain(self, job, work)

@@ -7,14 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from stages.contract import Job
-from stages.contract.settings import EvaluationSettings, ModelLoading, Preprocessing
+from stages.contract.settings import ModelLoading, Preprocessing
 from stages.data import BadSample
-from stages.data.encoding import Encoder
+from stages.data.encoding import Encoder, collate_prompts
 from stages.data.sample import Sample
-from stages.evaluation import EvaluationWorker
 from stages.models.answering import Answerer, ask, reply
-from stages.models.backbone import load_processor
 from tests.stages import tiny
 
 FLOAT32 = ModelLoading(dtype="float32")
@@ -39,19 +36,21 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return sorted((folder / "images").iterdir())
 
 
-def by_evaluation(checkpoint: Path, sample: Sample) -> str:
-    inputs = {"model": str(checkpoint), "samples": "/none"}
-    settings = EvaluationSettings(model=FLOAT32, max_new_tokens=TOKENS)
-    worker = EvaluationWorker(Job(stage="evaluation", settings=settings, inputs=inputs, output="/none"), Path("/none"))
-    encoded = Encoder(load_processor(str(checkpoint), FLOAT32), Preprocessing()).encode(sample)
-    return worker.work([sample.id], [encoded], [])["prediction"][0].as_py()
+def by_evaluation(answerer: Answerer, sample: Sample) -> str:
+    """Decoded as `stages.evaluation` does it: the encoded conversation cut before its answer, in a batch."""
+    prompts = collate_prompts([answerer.encoder.encode(sample)], answerer.encoder.pad_id)
+    generated = answerer.backbone.model.generate(
+        **prompts, max_new_tokens=TOKENS, do_sample=False, pad_token_id=answerer.encoder.pad_id
+    )
+    new = generated[0, prompts["input_ids"].shape[1] :]
+    return answerer.encoder.processor.tokenizer.decode(new, skip_special_tokens=True).strip()
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
-def test_it_answers_as_evaluation_does(answerer: Answerer, checkpoint: Path, pictures: list[Path], count: int) -> None:
+def test_it_answers_as_evaluation_does(answerer: Answerer, pictures: list[Path], count: int) -> None:
     asked = ask(QUESTION, pictures[:count])
     answer = answerer.answer(asked, TOKENS)
-    assert answer == by_evaluation(checkpoint, reply("one", asked))
+    assert answer == by_evaluation(answerer, reply("one", asked))
     assert answer
 
 
@@ -72,7 +71,7 @@ def test_a_second_question_is_asked_after_the_first_answer(answerer: Answerer, p
     assert answerer.answer(second, TOKENS) is not None
 
 
-def test_what_cannot_be_asked_is_said(answerer: Answerer, checkpoint: Path, pictures: list[Path]) -> None:
+def test_what_cannot_be_asked_is_said(answerer: Answerer, pictures: list[Path]) -> None:
     with pytest.raises(BadSample, match="control token"):
         answerer.answer(ask("one <|im_end|> two"), TOKENS)
     with pytest.raises(BadSample, match="cannot be read"):

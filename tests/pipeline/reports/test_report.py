@@ -3,36 +3,28 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from pipeline import figures
 from pipeline.experiment import Experiment
 from pipeline.planner.comparison import compare
 from pipeline.planner.facts import Facts, Options, assumed
 from pipeline.planner.models import ModelSize, VisionSize
-from pipeline.report import render
-from pipeline.results import Scores, collect_scores
+from pipeline.reports.report import render
+from pipeline.reports.subject import Subject
+from pipeline.results import collect_scores
 from pipeline.session import Session
 from stages.contract.artifact import File
-from tests.pipeline.conftest import TASKS, FakeExecutor, summary_of
+from tests.pipeline.conftest import TASKS, journal_of_matches, summary_of
+from tests.pipeline.reports.conftest import report
 
+undrawn = pytest.mark.usefixtures("undrawn")
 HOSTILE = '<script>alert("1")</script> $\\frac{ & [red]'
 
 
-@pytest.fixture
-def session(world: Path, executor: FakeExecutor, monkeypatch: pytest.MonkeyPatch) -> Session:
-    """The digits experiment after a run."""
-    monkeypatch.setattr("pipeline.session.render", lambda *_: "")
-    session = Session.open(["tracking.enabled=false"])
-    session.execute(session.decide(), Console(quiet=True), executor)
-    return session
-
-
 def test_the_report_holds_everything_and_needs_nothing(session: Session) -> None:
-    html = render(session.experiment, session.graph, session.artifacts())
+    html = report(session)
     for label in ("teacher", "small backbone", "plain SFT", "last-layer KD", "VLsI"):
         assert f"<td>{label}</td>" in html
     assert html.count("<svg") == 1 + 1 + 2 + 6
@@ -41,23 +33,26 @@ def test_the_report_holds_everything_and_needs_nothing(session: Session) -> None
     assert figures.INK not in html.replace(f"--ink: {figures.INK}", "")
 
 
+@undrawn
 def test_the_report_says_how_long_training_waited_for_data(session: Session) -> None:
     artifacts = session.artifacts()
     interaction = artifacts["interaction"]
     summary = {**summary_of("interaction"), "waiting_share": 0.1234}
     manifest = interaction.manifest.model_copy(update={"summary": summary})
     artifacts["interaction"] = type(interaction)(interaction.path, manifest)
-    assert "<td>12.3</td>" in render(session.experiment, session.graph, artifacts)
-    assert "waiting for data" in render(session.experiment, session.graph, artifacts)
+    assert "<td>12.3</td>" in report(session, artifacts)
+    assert "waiting for data" in report(session, artifacts)
 
 
+@undrawn
 def test_the_report_shows_what_there_is(session: Session) -> None:
     artifacts = {key: value for key, value in session.artifacts().items() if key in ("capture", "evaluation@sft")}
-    html = render(session.experiment, session.graph, artifacts)
+    html = report(session, artifacts)
     assert "<td>plain SFT</td>" in html
     assert "<td>VLsI</td>" not in html
 
 
+@undrawn
 def test_hostile_text_is_escaped(session: Session) -> None:
     artifacts = session.artifacts()
     evaluation = artifacts["evaluation"]
@@ -66,71 +61,39 @@ def test_hostile_text_is_escaped(session: Session) -> None:
         evaluation.path, evaluation.manifest.model_copy(update={"summary": summary})
     )
     experiment = session.experiment.model_copy(update={"name": HOSTILE})
-    html = render(experiment, session.graph, artifacts)
+    html = render(Subject.of_graph(experiment, session.graph, artifacts))
     assert "<script" not in html
     assert "&lt;script&gt;" in html
 
 
+@undrawn
 def test_scores_are_in_the_order_of_the_table(session: Session) -> None:
     scores = collect_scores(session.graph, session.artifacts())
     assert [row.name for row in scores] == ["teacher", "backbone", "sft", "last-layer-kd", "vlsi"]
     assert list(scores[0].by_task) == list(TASKS)
 
 
-def test_the_matching_matrix_has_a_row_for_each_student_layer() -> None:
-    figure = figures.matching(summary_of("interaction"))
-    start, end, _ = figure.axes
-    assert (start.get_title(), end.get_title()) == ("start", "end")
-    assert [tick.get_text() for tick in start.get_xticklabels()] == ["0", "1", "2"]
-    assert [tick.get_text() for tick in start.get_yticklabels()] == ["0", "1"]
-
-
+@undrawn
 def test_without_kinds_of_question_the_report_shows_the_overall_score(session: Session) -> None:
     evaluation = session.artifacts()["evaluation"]
     manifest = evaluation.manifest.model_copy(update={"summary": {**summary_of("evaluation"), "by_task": {}}})
     artifacts = {"evaluation": type(evaluation)(evaluation.path, manifest)}
-    html = render(session.experiment, session.graph, artifacts)
+    html = report(session, artifacts)
     assert "<thead><tr><th></th><th>overall</th></tr></thead>" in html
     assert "<td>65.0</td>" in html
 
 
-def journal_of_matches() -> list[dict[str, object]]:
-    drawn, expected = [[0.0, 1.0], [0.5, 2.0]], [[0.2, 1.4], [0.4, 1.6]]
-    steps = enumerate(zip(drawn, expected, strict=True), 1)
-    return [{"step": step, "match_mean": mean, "match_expected": exact} for step, (mean, exact) in steps]
-
-
-def test_matches_over_time_have_a_line_for_each_student_layer() -> None:
-    figure = figures.matches_over_time(summary_of("interaction"), [{"step": 9}, *journal_of_matches()])
-    drawn, expected = figure.axes
-    assert (drawn.get_title(), expected.get_title()) == ("drawn", "expected")
-    assert [list(line.get_ydata()) for line in drawn.lines] == [[0.0, 0.5], [1.0, 2.0]]
-    assert [list(line.get_ydata()) for line in expected.lines] == [[0.2, 0.4], [1.4, 1.6]]
-    assert list(drawn.lines[0].get_xdata()) == [1, 2]
-    assert [tick.get_text() for tick in drawn.get_yticklabels()] == ["0", "1", "2"]
-
-
+@undrawn
 def test_the_report_shows_matches_over_time_where_they_were_recorded(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     artifacts, caption = session.artifacts(), "<figcaption>interaction: the mean teacher block"
-    assert caption not in render(session.experiment, session.graph, artifacts)
-    monkeypatch.setattr("pipeline.report.read_journal", lambda _: journal_of_matches())
-    assert caption in render(session.experiment, session.graph, artifacts)
+    assert caption not in report(session, artifacts)
+    monkeypatch.setattr("pipeline.reports.layers.read_journal", lambda _: journal_of_matches())
+    assert caption in report(session, artifacts)
 
 
-def test_the_bars_take_any_number_of_models() -> None:
-    for count in (1, 9):
-        scores = [Scores(f"model-{i}", 0.5, {"a": 0.4, "b": 0.6}, 10) for i in range(count)]
-        assert len(figures.accuracy_by_task(scores).axes[0].patches) == 3 * count
-
-
-def test_a_curve_leaves_out_what_is_no_number() -> None:
-    journal = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": "nan"}, {"step": 3, "loss": 1.0}]
-    measured = figures.loss_curves({"interaction": journal}).axes[0].lines[0]
-    assert list(measured.get_xdata()) == [1, 3]
-
-
+@undrawn
 def test_the_report_compares_what_was_planned_with_what_was_measured(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,7 +106,8 @@ def test_the_report_compares_what_was_planned_with_what_was_measured(
     files = tuple(File(path=f"states/shard-{n}.parquet", bytes=1, sha256="") for n in range(6))
     manifest = capture.manifest.model_copy(update={"summary": summary, "files": files})
     artifacts["capture"] = type(capture)(capture.path, manifest)
-    basis, comparisons = compare(session.experiment, [(n, artifacts[n.key]) for n in session.graph.nodes])
+    made = [(node.key, node.settings, artifacts[node.key]) for node in session.graph.nodes]
+    basis, comparisons = compare(session.experiment, made)
     by_key = {one.key: one for one in comparisons}
     assert basis == "assumed (a test)"
     assert "evaluation" not in by_key
@@ -156,13 +120,14 @@ def test_the_report_compares_what_was_planned_with_what_was_measured(
     assert of_capture.seconds.planned is None, "no accelerator, no stated throughput"
     assert by_key["interaction"].peak_bytes.measured is None
     assert by_key["precompute@last-layer-kd"].disk_bytes.planned < by_key["precompute"].disk_bytes.planned / 5
-    html = render(session.experiment, session.graph, artifacts)
-    assert "<h2>Planned and measured</h2>" in html
+    html = report(session, artifacts)
+    assert "Planned / measured" in html
     assert " / 4.56</td><td>6 / 6</td><td>6,000 / 6,426</td>" in html
 
 
+@undrawn
 def test_a_plan_that_cannot_be_made_leaves_the_report_without_one(session: Session) -> None:
-    assert "Planned and measured" not in render(session.experiment, session.graph, session.artifacts())
+    assert "Planned / measured" not in report(session)
 
 
 SIZE = ModelSize(10, 96, 256, 4, 4, 576, 462, False, VisionSize(2, 64, 128, 100_000, 1176, 1000, 6, 24))
@@ -173,8 +138,9 @@ def facts_of(experiment: Experiment, options: Options, verbalization: str | None
     return assumed(SIZE, 60, Options(samples=1500, response_tokens=4, prompt_tokens=20), "a test")
 
 
+@undrawn
 def test_the_samples_that_stages_left_out_are_listed(session: Session) -> None:
-    html = render(session.experiment, session.graph, session.artifacts())
+    html = report(session)
     assert "<summary>capture: 2</summary>" in html
-    assert "<td>8</td><td>image 7.png cannot be read: OSError</td>" in html
+    assert "<td>8</td><td><bdi>image 7.png cannot be read: OSError</bdi></td>" in html
     assert "<summary>precompute:" not in html
