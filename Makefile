@@ -8,10 +8,11 @@ BIN    := $(VENV)/bin
 STORE  ?= vlsi-store
 BENCH  ?= .venv-bench
 MODELS ?= .venv-models
+SERVE  ?= .venv-serve
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types tests test-browser test-chaos test-ray-jobs test-kube test-containers bench test-pretrained images ui clean
+.PHONY: help setup demo test lint types tests test-browser test-chaos test-ray-jobs test-kube test-containers bench test-pretrained test-serving images ui clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -66,6 +67,14 @@ $(MODELS)/.installed: $(VENV)/.installed-dev
 test-pretrained: $(MODELS)/.installed ## verbalize a real language model of 135M parameters (2 minutes)
 	PYTHONPATH=$(MODELS) $(BIN)/pytest -s -m pretrained tests/stages/models/test_pretrained.py
 
+# What the server needs and nothing else does.
+$(SERVE)/.installed: $(VENV)/.installed-dev
+	@$(PIP) --no-deps --target $(SERVE) openai jiter sniffio
+	@touch $@
+
+test-serving: $(SERVE)/.installed ## ask a student through `transformers serve` (1 minute)
+	PYTHONPATH=$(SERVE) $(BIN)/pytest -s -m serving tests/stages/test_serving.py
+
 test-browser: $(VENV)/.installed-dev ## the report in a headless Chromium (Debian: apt-get install chromium; 1 minute)
 	$(BIN)/pytest -m browser tests/pipeline/reports/test_browser.py
 
@@ -85,4 +94,4 @@ ui: setup ## compare runs in MLflow
 	$(BIN)/mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///$(STORE)/mlflow.db} --port 5000
 
 clean: ## remove the environment and the store
-	rm -rf $(VENV) $(BENCH) $(MODELS) $(STORE)
+	rm -rf $(VENV) $(BENCH) $(MODELS) $(SERVE) $(STORE)

@@ -12,6 +12,7 @@ from rich.markup import escape
 from pipeline.commands import (
     EXIT_CODES,
     Exit,
+    chat,
     data,
     diff,
     err,
@@ -21,6 +22,7 @@ from pipeline.commands import (
     manifests,
     plan,
     prepare,
+    push_to_hub,
     report,
     run,
     runs,
@@ -28,6 +30,7 @@ from pipeline.commands import (
     sweep,
     sync_tracking,
     transfer,
+    verbalize,
 )
 from pipeline.config import ConfigError
 from pipeline.decisions import FORCE_ALL
@@ -53,10 +56,13 @@ app.command(epilog=diff.EPILOG)(diff.diff)
 app.command(epilog=prepare.EPILOG)(prepare.prepare)
 app.command(epilog=sweep.EPILOG)(sweep.sweep)
 app.command(epilog=report.EPILOG)(report.report)
+app.command(epilog=chat.EPILOG)(chat.chat)
+app.command(epilog=verbalize.EPILOG)(verbalize.verbalize)
 app.command(epilog=job.EPILOG)(job.job)
 app.command(epilog=gc.EPILOG)(gc.gc)
 app.command(epilog=transfer.PUSH_EPILOG)(transfer.push)
 app.command(epilog=transfer.PULL_EPILOG)(transfer.pull)
+app.command(name="push-to-hub", epilog=push_to_hub.EPILOG)(push_to_hub.push_to_hub)
 app.command(epilog=manifests.EPILOG)(manifests.manifests)
 app.command(epilog=sync_tracking.EPILOG)(sync_tracking.sync_tracking)
 app.add_typer(data.app, name="data")

@@ -38,6 +38,11 @@ UNTRAINED = ("teacher", "backbone")
 """Names of what is evaluated as it is."""
 
 
+def is_hub_id(text: str) -> bool:
+    """Whether it is written as `owner/name`, and not as a path."""
+    return _HUB_ID.fullmatch(text) is not None and not text.startswith(".")
+
+
 def _on_this_machine(place: str) -> str:
     if isinstance(place_of(place), Remote):
         raise ValueError(f"{place} has to be a path that all workers can read; an object store holds artifacts only")
@@ -69,8 +74,7 @@ class Model(Section):
     @field_validator("path")
     @classmethod
     def _absolute_folder(cls, path: str) -> str:
-        is_hub_id = _HUB_ID.fullmatch(path) and not path.startswith(".") and not Path(path).exists()
-        return path if is_hub_id else absolute(path)
+        return path if is_hub_id(path) and not Path(path).exists() else absolute(path)
 
     @property
     def is_folder(self) -> bool:

@@ -73,7 +73,7 @@ class Digests:
             return path if "@" in path else f"{path}@main"
         if not place.is_dir():
             raise MissingInput(f"{place} does not exist")
-        names = sorted(file.name for file in place.iterdir() if _is_of_the_model(file.name))
+        names = sorted(file.name for file in place.iterdir() if is_of_the_model(file.name))
         if "config.json" not in names:
             raise MissingInput(f"{place} is no checkpoint: it has no config.json")
         return fingerprint({name: self._file(place / name) for name in names})
@@ -145,13 +145,14 @@ def _read_memory(path: Path) -> dict[str, Any]:
 
 
 def _remote_checkpoint(folder: Remote) -> str:
-    dates = {name: date for name, date in dates_below(folder).items() if "/" not in name and _is_of_the_model(name)}
+    dates = {name: date for name, date in dates_below(folder).items() if "/" not in name and is_of_the_model(name)}
     if "config.json" not in dates:
         raise MissingInput(f"{folder} is no checkpoint: it has no config.json")
     return fingerprint(dates)
 
 
-def _is_of_the_model(name: str) -> bool:
+def is_of_the_model(name: str) -> bool:
+    """Whether a file of a checkpoint's folder, by its name, belongs to the checkpoint."""
     return name not in _NOT_OF_THE_MODEL and any(fnmatch(name, pattern) for pattern in _CHECKPOINT_PATTERNS)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 PACKAGE = "vlsi-distill"
 GIT_COMMIT = "mlflow.source.git.commit"
+GIT_DIRTY = "git.dirty"
 PATIENCE_SECONDS = 5.0
 """For one program that is asked."""
 
@@ -38,7 +39,7 @@ def _code() -> dict[str, str]:
     return version | {
         GIT_COMMIT: _ask("git", "-C", str(folder), "rev-parse", "HEAD"),
         "mlflow.source.git.branch": _ask("git", "-C", str(folder), "branch", "--show-current"),
-        "git.dirty": "true" if changed else "false",
+        GIT_DIRTY: "true" if changed else "false",
     }
 
 

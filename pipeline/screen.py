@@ -117,6 +117,11 @@ def make_table(*headers: str) -> Table:
     return table
 
 
+def printable(text: str) -> str:
+    """What a model or a stranger wrote, with nothing in it that moves a terminal's cursor or changes its colours."""
+    return "".join(character if character.isprintable() or character in "\n\t" else "�" for character in text)
+
+
 def _wrappable(task: str) -> str:
     """A name that can be broken over the lines of a narrow column."""
     return escape(task.replace("_", " ").replace("-", " "))

@@ -2,7 +2,7 @@
 
 Reads   the samples, the student.
 Writes  the exported student: a plain Hugging Face checkpoint with exactly the base model's parameter
-        names, shapes and configuration; the journal.
+        names, shapes and configuration, and its model card; the journal.
 Runs    on workers of Ray Train; resumes at a step, bit for bit on the same number of workers.
 
 It is not reinforcement learning. Interaction trains against distributions, and its greedy decoding
@@ -18,11 +18,13 @@ from typing import Any
 
 from stages.contract import Job
 from stages.contract.job import main
-from stages.contract.place import Place
+from stages.contract.lineage import trace
+from stages.contract.place import Place, place_of
 from stages.contract.settings import ReinforcementSettings
 from stages.data.encoding import Batch
 from stages.data.sample import read_samples
 from stages.losses.divergence import trained_cross_entropy
+from stages.models.card import CARD_FILE, model_card
 from stages.models.student import prepare_for_training, save_student, train_language_model
 from stages.training.launch import train
 from stages.training.objective import Loss, StudentObjective, check_finite
@@ -34,6 +36,7 @@ class ReinforcementObjective(StudentObjective):
     def __init__(self, job: Job) -> None:
         settings = job.typed(ReinforcementSettings)
         super().__init__(job, settings)
+        self._job = job
         train_language_model(self._student, settings.lora)
         prepare_for_training(self._student, self.schedule)
         self.model = self._student.model
@@ -53,8 +56,10 @@ class ReinforcementObjective(StudentObjective):
         return Loss(total, {})
 
     def save(self, folder: Path, journal: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Export the student."""
+        """Export the student, with its model card."""
         save_student(self._student, self.encoder.processor, folder)
+        lineage = trace(self._job, place_of(self._job.output).parent.parent)
+        (folder / CARD_FILE).write_text(model_card(lineage), encoding="utf-8")
         return {"steps": journal[-1]["step"], "loss": journal[-1]["loss"]}
 
 

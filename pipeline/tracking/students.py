@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pipeline.history import RunRecord
-from pipeline.origin import GIT_COMMIT
+from pipeline.origin import GIT_COMMIT, GIT_DIRTY
 from stages.contract import Artifact, Manifest, open_artifact
 from stages.contract.place import place_of, uri_of
 
@@ -94,7 +94,7 @@ def _lineage_tags(
         if maker_id := maker(manifest):
             tags[f"run.{stage}"] = maker_id
         tags |= _leaf_tags(manifest)
-    code = {key: record.origin[key] for key in (GIT_COMMIT, "git.dirty", "version.vlsi") if key in record.origin}
+    code = {key: record.origin[key] for key in (GIT_COMMIT, GIT_DIRTY, "version.vlsi") if key in record.origin}
     return tags | code
 
 

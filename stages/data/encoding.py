@@ -140,6 +140,21 @@ class Encoder:
             self._memory.keep(encoded)
         return encoded
 
+    def encode_prompt(self, sample: Sample) -> dict[str, Tensor]:
+        """A conversation that ends with a question, as what a model has to continue.
+
+        Returns:
+            The model's inputs of one row: `input_ids` is [1, T]; pictures are not padded.
+
+        Raises:
+            BadSample: a picture cannot be used, or the conversation is too long.
+        """
+        self._refuse_control_tokens(sample)
+        images = sample.load_images(self._settings.max_image_pixels)
+        inputs = self._process(self.render(sample.messages, prompt=True), images)
+        self._refuse_too_long(inputs["input_ids"].shape[1])
+        return {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+
     def for_another_thread(self) -> Encoder:
         """An encoder with a processor of its own and the same memory."""
         other = copy(self)
@@ -161,8 +176,7 @@ class Encoder:
             extras.pop(unused, None)
         if others := sorted(name for name, value in extras.items() if not isinstance(value, Tensor)):
             raise BadSample(f"the processor gives {', '.join(others)} not as tensors, which no batch can be made of")
-        if len(input_ids) > self._settings.max_tokens:
-            raise BadSample(f"{len(input_ids)} tokens, more than preprocessing.max_tokens {self._settings.max_tokens}")
+        self._refuse_too_long(len(input_ids))
         mask = torch.tensor([any(start < end and a <= start and end <= b for a, b in spans) for start, end in offsets])
         self._check(sample, input_ids[mask], said)
         content_hash = f"{sample.content_hash(files)}-{self._processor_hash}"
@@ -216,6 +230,10 @@ class Encoder:
         for token in self._control_tokens:
             if any(token in text for text in texts):
                 raise BadSample(f"a text contains {token}, which is a control token of the model")
+
+    def _refuse_too_long(self, tokens: int) -> None:
+        if tokens > self._settings.max_tokens:
+            raise BadSample(f"{tokens} tokens, more than preprocessing.max_tokens {self._settings.max_tokens}")
 
     def _marked_spans(self, sample: Sample) -> list[tuple[int, int]]:
         """Character spans of the rendered text that the template itself marks as generated."""

@@ -94,7 +94,7 @@ class Backbone:
     def states(self, batch: Batch, target_layers: Sequence[int]) -> States:
         """Hidden states at the batch's response positions, with gradient where it is enabled."""
         blocks = {layer: self.blocks[layer] for layer in target_layers}
-        with _collect(blocks) as outputs, _stop_before(self.head) as arrived:
+        with collect_outputs(blocks) as outputs, _stop_before(self.head) as arrived:
             self.model(**batch.inputs, use_cache=False)
         (last,) = arrived
         self._check_shapes(outputs, last, batch.inputs["input_ids"])
@@ -149,8 +149,8 @@ def default_device() -> torch.device:
 
 
 @contextmanager
-def _collect(blocks: Mapping[int, nn.Module]) -> Iterator[dict[int, Tensor]]:
-    """What each block gives, by its key, while a forward pass runs."""
+def collect_outputs(blocks: Mapping[int, nn.Module]) -> Iterator[dict[int, Tensor]]:
+    """What each block gives, by its key, while forward passes run; each pass replaces what the one before gave."""
     outputs: dict[int, Tensor] = {}
 
     def keep(layer: int, _module: nn.Module, _inputs: Any, output: Any) -> None:

@@ -64,6 +64,18 @@ class Verbalizers(nn.Module):
             verbalized.append(final_norm(output) if self.variant == "stable" else output)
         return verbalized
 
+    def only(self, layers: Sequence[int]) -> Verbalizers:
+        """Those of some of the target layers; the verb-FFNs are the same objects."""
+        with torch.device("meta"):
+            chosen = Verbalizers(layers, self.width, VerbalizerSettings(variant=self.variant))
+        chosen.ffns = nn.ModuleList(self.ffns[self.target_layers.index(layer)] for layer in layers)
+        return chosen
+
+    @property
+    def width(self) -> int:
+        """Hidden width d."""
+        return self.ffns[0].gate.weight.shape[1]  # type: ignore[union-attr, index, return-value]
+
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights."""

@@ -21,7 +21,7 @@ from pipeline.screen import show_scores
 from tests.pipeline.conftest import Command, FakeExecutor, summary_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-COMMANDS = "run plan status explain runs diff prepare sweep report job gc push pull".split()
+COMMANDS = "run plan status explain runs diff prepare sweep report job gc push pull chat push-to-hub verbalize".split()
 HEAVY = ("torch", "transformers", "ray", "mlflow", "matplotlib")
 
 

@@ -277,6 +277,18 @@ def test_the_export_has_the_base_models_names_shapes_and_config(chain: Chain, lo
     assert configs[0] == configs[1]
 
 
+def test_the_export_has_a_card_that_tells_where_it_comes_from(chain: Chain) -> None:
+    distilled = chain.run("interaction", name="export-full", model=FLOAT32, schedule=SCHEDULE, lora=None)
+    exported = chain.apply("reinforcement", distilled, "full", model=FLOAT32, schedule=SCHEDULE, lora=None)
+    card = (exported / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    for stage in ("capture", "verbalization", "precompute", "interaction", "reinforcement"):
+        assert f"\n{stage}: " in card
+    for name in ("teacher", "student", "samples"):
+        assert f"`{chain.places[name].name}`" in card
+        assert str(chain.places[name].parent) not in card
+
+
 def test_the_exported_student_answers_through_the_transformers_pipeline(chain: Chain) -> None:
     from transformers import pipeline
 

@@ -1,0 +1,1 @@
+"""What layers say, shown: in a terminal and as a page."""
