@@ -7,7 +7,7 @@ from stages.evaluation import score
 
 def test_questions_are_scored_by_kind_and_together() -> None:
     rows = [("b", True), ("a", True), ("b", False), ("a", True)]
-    scores = score([{"task": task, "correct": correct} for task, correct in rows])
+    scores = score(rows_of(rows))
     assert scores == {
         "overall": 0.75,
         "samples": 4,
@@ -17,10 +17,10 @@ def test_questions_are_scored_by_kind_and_together() -> None:
 
 def test_questions_without_a_kind_count_only_together() -> None:
     rows = [("", True), ("a", False), ("", False)]
-    scores = score([{"task": task, "correct": correct} for task, correct in rows])
+    scores = score(rows_of(rows))
     assert (scores["samples"], scores["overall"]) == (3, 1 / 3)
     assert scores["by_task"] == {"a": {"accuracy": 0.0, "samples": 1}}
-    assert score([{"task": "", "correct": True}])["by_task"] == {}
+    assert score(rows_of([("", True)]))["by_task"] == {}
 
 
 def test_no_answers_score_nothing() -> None:
