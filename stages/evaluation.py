@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from stages.benchmarks import BENCHMARKS, SAMPLES, Benchmark, Question, Verdict, read_questions
+from stages.benchmarks import Question, Verdict, benchmark_named, read_questions
 from stages.benchmarks.referee import Referee
 from stages.cache.table import described
-from stages.contract import Job, StageError
+from stages.contract import Job
 from stages.contract.files import PREDICTIONS_FOLDER
 from stages.contract.job import main
 from stages.contract.place import Place, files_below, open_file
@@ -51,7 +51,7 @@ class EvaluationWorker:
 
     def __init__(self, job: Job, work: Place) -> None:
         self._settings = job.typed(EvaluationSettings)
-        self._benchmark = _benchmark(self._settings)
+        self._benchmark = benchmark_named(self._settings.benchmark)
         self._referee = Referee(self._settings.judge) if self._settings.judge else None
         processor = load_processor(job.inputs["model"], self._settings.model)
         self._encoder = Encoder(processor, self._settings.preprocessing, memory_bytes=0)
@@ -150,14 +150,12 @@ def run(job: Job, work: Place) -> dict[str, Any]:
     tables = [pq.read_table(open_file(answers / name), columns=columns) for name in files_below(answers)]
     rows = [row for table in tables for row in table.to_pylist()]
     judged = [(row["reference"], row["extracted"]) for row in rows if row["correct"] is not None]
-    return {**totals, **score(rows), "metrics": _benchmark(settings).metrics(judged), "decoding": settings.decoding}
-
-
-def _benchmark(settings: EvaluationSettings) -> Benchmark:
-    name = settings.benchmark or SAMPLES
-    if name not in BENCHMARKS:
-        raise StageError(f"evaluation.benchmark: {name!r} is unknown; allowed: {', '.join(BENCHMARKS)}")
-    return BENCHMARKS[name]
+    return {
+        **totals,
+        **score(rows),
+        "metrics": benchmark_named(settings.benchmark).metrics(judged),
+        "decoding": settings.decoding,
+    }
 
 
 def _question(encoded: Encoded) -> Question:

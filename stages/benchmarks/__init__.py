@@ -22,9 +22,19 @@ from stages.benchmarks.question import Question, Verdict
 from stages.benchmarks.rows import files_of, read_rows
 from stages.benchmarks.samples import Samples
 from stages.benchmarks.scienceqa import ScienceQA
+from stages.contract import StageError
 from stages.contract.quarantine import BadLine
 
-__all__ = ["BENCHMARKS", "SAMPLES", "Benchmark", "Question", "Verdict", "read_questions", "recognise"]
+__all__ = [
+    "BENCHMARKS",
+    "SAMPLES",
+    "Benchmark",
+    "Question",
+    "Verdict",
+    "benchmark_named",
+    "read_questions",
+    "recognise",
+]
 
 SAMPLES = Samples.name
 """What answers are judged by if no benchmark is named."""
@@ -46,6 +56,17 @@ BENCHMARKS: dict[str, Benchmark] = {
 }
 
 
+def benchmark_named(name: str | None) -> Benchmark:
+    """A benchmark by its name; None is a data set in our own formats.
+
+    Raises:
+        StageError: there is none of this name.
+    """
+    if (name or SAMPLES) not in BENCHMARKS:
+        raise StageError(f"benchmark {name!r} is unknown; allowed: {', '.join(BENCHMARKS)}")
+    return BENCHMARKS[name or SAMPLES]
+
+
 def read_questions(name: str | None, place: Path) -> tuple[list[Question], list[BadLine]]:
     """A benchmark's questions in order, and what of it cannot be used.
 
@@ -53,9 +74,9 @@ def read_questions(name: str | None, place: Path) -> tuple[list[Question], list[
         name: of the benchmark; None reads a data set in our own formats.
 
     Raises:
-        StageError: there are no such files, or one is damaged as a whole.
+        StageError: there is no such benchmark, there are no such files, or one is damaged as a whole.
     """
-    entries = list(BENCHMARKS[name or SAMPLES].read(place))
+    entries = list(benchmark_named(name).read(place))
     questions = [entry for entry in entries if isinstance(entry, Question)]
     return questions, [entry for entry in entries if isinstance(entry, BadLine)]
 

@@ -35,5 +35,11 @@ class MMBench(MultipleChoice):
         task, pictures = row.maybe("category"), row.pictures("image")
         for turn in range(max(1, len(options))):
             turned = [*options[turn:], *options[:turn]]
-            moved = LETTERS[(LETTERS.index(label) - turn) % len(options)] if label in LETTERS[: len(options)] else label
+            moved = _moved(label, turn, len(options))
             yield choose(f"{index}.{turn}", text, pictures, turned, moved, task=task, item=index, line=row.line)
+
+
+def _moved(label: str, turn: int, count: int) -> str:
+    """The letter under which an option stands after a turn; what is no option's letter stays as it is."""
+    place = LETTERS[:count].find(label) if label else -1
+    return LETTERS[(place - turn) % count] if place >= 0 else label
