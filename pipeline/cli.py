@@ -15,6 +15,7 @@ from pipeline.commands import (
     data,
     diff,
     err,
+    evaluate,
     explain,
     gc,
     job,
@@ -52,6 +53,7 @@ app.command(epilog=runs.EPILOG)(runs.runs)
 app.command(epilog=diff.EPILOG)(diff.diff)
 app.command(epilog=prepare.EPILOG)(prepare.prepare)
 app.command(epilog=sweep.EPILOG)(sweep.sweep)
+app.command(epilog=evaluate.EPILOG)(evaluate.evaluate)
 app.command(epilog=report.EPILOG)(report.report)
 app.command(epilog=job.EPILOG)(job.job)
 app.command(epilog=gc.EPILOG)(gc.gc)

@@ -9,8 +9,7 @@ Runs    on actors of Ray Data; resumes at a shard.
 from __future__ import annotations
 
 import sys
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import torch
 
 from stages.benchmarks import Question, Verdict, benchmark_named, read_questions
 from stages.benchmarks.referee import Referee
+from stages.benchmarks.scoring import score
 from stages.cache.table import described
 from stages.contract import Job
 from stages.contract.files import PREDICTIONS_FOLDER
@@ -107,39 +107,6 @@ class EvaluationWorker:
         return Verdict(verdict.extracted, self._referee.score(self._benchmark.judge_prompt(question, said)))
 
 
-def score(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Mean of what is right, overall and by task, over the items that have been judged.
-
-    An item that is asked in several forms is as right as the worst of its answers.
-
-    Args:
-        rows: hold `item`, `task`, empty where it has none, and `correct`.
-
-    Returns:
-        `overall`, None if there are answers but nobody has judged any; `samples`, how many items that is of;
-        `by_task`: for each the `accuracy` and its `samples`.
-    """
-    items: dict[str, tuple[str, float]] = {}
-    unjudged = False
-    for row in rows:
-        if row["correct"] is None:
-            unjudged = True
-            continue
-        _, before = items.get(row["item"], ("", 1.0))
-        items[row["item"]] = (row["task"], min(before, float(row["correct"])))
-    by_task: dict[str, list[float]] = defaultdict(list)
-    for task, correct in items.values():
-        if task:
-            by_task[task].append(correct)
-    return {
-        "overall": None if unjudged and not items else _mean([correct for _, correct in items.values()]),
-        "samples": len(items),
-        "by_task": {
-            task: {"accuracy": _mean(correct), "samples": len(correct)} for task, correct in sorted(by_task.items())
-        },
-    }
-
-
 def run(job: Job, work: Place) -> dict[str, Any]:
     """Answer and score the questions."""
     settings = job.typed(EvaluationSettings)
@@ -161,10 +128,6 @@ def run(job: Job, work: Place) -> dict[str, Any]:
 def _question(encoded: Encoded) -> Question:
     assert isinstance(encoded.sample, Question), "the reader is given nothing else"
     return encoded.sample
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / max(1, len(values))
 
 
 if __name__ == "__main__":
