@@ -98,14 +98,15 @@ def show_results(results: Sequence[Result], decoding: str) -> None:
     models = list(dict.fromkeys(model.model for result in measured for model in result.models))
     if not models:
         return
-    table = screen.make_table("%", *(escape(LABELS.get(model, model)) for model in models), "questions")
-    table.title = f"Benchmarks, {decoding} decoding; ± is half of the 95 % interval over the questions"
+    table = screen.make_table("", *(escape(LABELS.get(model, model)) for model in models), "questions")
+    table.title = f"Benchmarks, % right, {decoding}"
     for column in table.columns[1:]:
         column.justify = "right"
     for result in measured:
         for cells in _rows(result, models):
             table.add_row(*cells)
     out.print(table)
+    out.print("[dim]± is half of the 95 % interval over the questions.[/]\n")
     if any(result.differences for result in measured):
         out.print(_differences(measured))
     for note in _notes(measured):
@@ -158,7 +159,7 @@ def _notes(results: Sequence[Result]) -> Iterator[str]:
                 "Set evaluation.judge.url and evaluation.judge.model to have them scored."
             )
         if bad := max(model.quarantined for model in result.models):
-            yield f"[yellow]{label}[/]: {bad:,} rows could not be used; see quarantine.jsonl in the artifacts."
+            yield f"[yellow]{label}[/]: {bad:,} of its rows could not be used; see quarantine.jsonl in the artifacts."
 
 
 def _use_harness(harness: str, overrides: list[str], benchmarks: list[str], *, run: bool) -> None:
