@@ -304,11 +304,13 @@ class _Chain:
     def _evaluate(self, settings: EvaluationSettings, model: Node | Source) -> Node:
         if self.asked is None:
             return self._node("evaluation", settings, model=model, samples=self._test())
-        suffix, samples = f":{self.asked.label}", self._questions(self.asked)
-        return self._node("evaluation", self.asked.settings(settings), suffix, model=model, samples=samples)
+        samples = self._questions(self.asked)
+        return self._node("evaluation", self.asked.settings(settings), model=model, samples=samples)
 
-    def _node(self, stage: str, settings: Settings, suffix: str = "", **inputs: Node | Source) -> Node:
-        key = (f"{stage}@{self.variant}" if self.variant else stage) + suffix
+    def _node(self, stage: str, settings: Settings, **inputs: Node | Source) -> Node:
+        key = f"{stage}@{self.variant}" if self.variant else stage
+        if self.asked is not None and stage == "evaluation":
+            key = f"{key}:{self.asked.label}"
         node = Node(key, stage, settings, inputs, place_of(self.experiment.store))
         return self.nodes.setdefault(node.fingerprint, node)
 

@@ -156,7 +156,7 @@ def _notes(results: Sequence[Result]) -> Iterator[str]:
         if any(model.score is None for model in result.models):
             yield (
                 f"[yellow]{label}[/]: rules cannot score free answers; they are kept in the predictions. "
-                "Set evaluation.judge.url and evaluation.judge.model to have them scored."
+                "To have them scored: evaluation.judge='{url: http://localhost:8000/v1, model: NAME}'."
             )
         if bad := max(model.quarantined for model in result.models):
             yield f"[yellow]{label}[/]: {bad:,} of its rows could not be used; see quarantine.jsonl in the artifacts."

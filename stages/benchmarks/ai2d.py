@@ -22,7 +22,7 @@ class AI2D(MultipleChoice):
         """One; the answer is a letter, or the place of the option, from 0."""
         answer = row.text("answer")
         label = LETTERS[int(answer) % len(LETTERS)] if answer.isdecimal() else answer
-        options = row.list("options") or lettered_columns(row)
+        options = row.texts("options") or lettered_columns(row)
         yield choose(
             row.maybe("index") or row.name, row.text("question"), row.pictures("image"), options, label, line=row.line
         )

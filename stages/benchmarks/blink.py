@@ -22,7 +22,7 @@ class Blink(MultipleChoice):
 
     def questions(self, row: Row) -> Iterator[Question]:
         """One, with as many pictures as there are."""
-        options, label = row.list("choices"), row.text("answer").strip("()").upper()
+        options, label = row.texts("choices"), row.text("answer").strip("()").upper()
         if label == "HIDDEN":
             label = ""
         if label and label not in LETTERS[: len(options)]:

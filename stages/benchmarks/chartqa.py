@@ -30,7 +30,7 @@ class ChartQA(Benchmark):
 
     def questions(self, row: Row) -> Iterator[Question]:
         """One; the file or a field says whether a person wrote it."""
-        listed = row.list("label") if isinstance(row.values.get("label"), list) else []
+        listed = row.texts("label") if isinstance(row.values.get("label"), list) else []
         labels = listed or [row.text("label", "answer")]
         kind = row.maybe("type") or {"0": "human", "1": "augmented"}.get(row.maybe("human_or_machine"), row.file.stem)
         yield pose(

@@ -88,8 +88,8 @@ def number(said: str) -> float | None:
         return _value(leading[1])
     if whole := _FRACTION.fullmatch(text.strip(" .")):
         return int(whole[1]) / int(whole[2]) if int(whole[2]) else None
-    if found := _NUMBER.findall(text):
-        return _value(found[-1])
+    if every := _NUMBER.findall(text):
+        return _value(every[-1])
     spelled = [word for word in re.findall(r"[a-z]+", text.lower()) if word in _WORDS]
     return float(_WORDS.index(spelled[-1])) if spelled else None
 

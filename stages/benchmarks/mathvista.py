@@ -27,7 +27,7 @@ class MathVista(MultipleChoice):
 
     def questions(self, row: Row) -> Iterator[Question]:
         """One; the answer of the test split is empty."""
-        answer, choices = row.maybe("answer"), row.list("choices")
+        answer, choices = row.maybe("answer"), row.texts("choices")
         kind, precision = row.text("answer_type"), row.maybe("precision").removesuffix(".0")
         if choices and answer and answer not in choices:
             raise BadSample(f"the answer {answer!r} is none of the choices")

@@ -32,10 +32,10 @@ class MMMU(MultipleChoice):
         shown = [next(iter(row.pictures(column)), None) for column in self.pictures]
         if row.text("question_type") == "multiple-choice":
             label = row.maybe("answer").strip("?")
-            yield choose(name, text, shown, row.list("options"), label, task=task, line=row.line)
+            yield choose(name, text, shown, row.texts("options"), label, task=task, line=row.line)
             return
         answer = row.maybe("answer")
-        labels = row.list("answer") if answer.startswith("[") else [answer.strip("?")]
+        labels = row.texts("answer") if answer.startswith("[") else [answer.strip("?")]
         yield pose(
             name, f"{text}\n{ASK_FOR_WORD}", shown, [label for label in labels if label], task=task, line=row.line
         )

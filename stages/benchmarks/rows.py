@@ -62,7 +62,7 @@ class Row:
         texts = (str(value).strip() for value in values if isinstance(value, str | int | float) and not _is_nan(value))
         return next((text for text in texts if text not in _MISSING), "")
 
-    def list(self, key: str) -> list[str]:
+    def texts(self, key: str) -> list[str]:
         """A field that holds several texts: a list, or one written as Python writes it; empty if there is nothing.
 
         Raises:

@@ -33,7 +33,7 @@ class ScienceQA(MultipleChoice):
             key or row.name,
             context + row.text("question"),
             pictures,
-            row.list("choices"),
+            row.texts("choices"),
             LETTERS[int(answer)],
             task=row.maybe("subject"),
             line=row.line,

@@ -340,10 +340,10 @@ class ReinforcementSettings(Settings):
 class Judge(Settings):
     """A model that scores free answers, behind an endpoint that speaks OpenAI's chat completions."""
 
-    url: Annotated[str, Incidental()] = Field(pattern=r"^https?://")
+    url: Annotated[str, Incidental()] = Field(default="https://api.openai.com/v1", pattern=r"^https?://")
     """What stands before `/chat/completions`, such as `http://localhost:8000/v1`."""
-    model: str
-    """As the endpoint calls it."""
+    model: str = "gpt-4-0613"
+    """As the endpoint calls it; the default is what MM-Vet's authors ask."""
     key_variable: Annotated[str, Incidental()] = "OPENAI_API_KEY"
     """The environment variable that holds the key; where it is not set none is sent."""
 
