@@ -16,6 +16,7 @@ from pipeline.commands import (
     data,
     diff,
     err,
+    evaluate,
     explain,
     gc,
     job,
@@ -55,6 +56,7 @@ app.command(epilog=runs.EPILOG)(runs.runs)
 app.command(epilog=diff.EPILOG)(diff.diff)
 app.command(epilog=prepare.EPILOG)(prepare.prepare)
 app.command(epilog=sweep.EPILOG)(sweep.sweep)
+app.command(epilog=evaluate.EPILOG)(evaluate.evaluate)
 app.command(epilog=report.EPILOG)(report.report)
 app.command(epilog=chat.EPILOG)(chat.chat)
 app.command(epilog=verbalize.EPILOG)(verbalize.verbalize)

@@ -37,9 +37,10 @@ class Execution(BaseModel):
         return resources
 
     def resources_of(self, key: str) -> Resources:
-        """The resources of one node: its own, else its stage's, else the default."""
-        stage = key.partition("@")[0]
-        return self.resources.get(key, self.resources.get(stage, Resources()))
+        """The resources of one node: its own, else its stage's, else the default; of `evaluation@teacher:mmbench`
+        those of `evaluation@teacher`."""
+        node = key.partition(":")[0]
+        return self.resources.get(node, self.resources.get(node.partition("@")[0], Resources()))
 
 
 class Local(Execution):

@@ -8,7 +8,7 @@ node, which is how variants share work.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from pipeline.experiment import MAIN, UNTRAINED, Experiment, Model
 from pipeline.identity import Digests, MissingInput, fingerprint
 from stages.contract import STAGES, Job, Resources
 from stages.contract.place import Place, place_of
-from stages.contract.settings import Settings
+from stages.contract.settings import EvaluationSettings, Settings
 
 
 @dataclass(frozen=True)
@@ -173,11 +173,67 @@ def prepare_graph(experiment: Experiment) -> Graph:
     return Graph((Node("prepare", "prepare", experiment.prepare, {}, place_of(experiment.store), place),), {})
 
 
+def benchmark_graph(
+    configuration: Configuration, digests: Digests, asked: Sequence[Asked], models: Sequence[str]
+) -> Graph:
+    """The graph of what models answer to benchmarks; targets are called `model:benchmark`.
+
+    Args:
+        configuration: of the experiment, whose models they are.
+        digests: of what comes from outside.
+        asked: the benchmarks.
+        models: `teacher`, `backbone`, names of variants, `vlsi`.
+
+    Raises:
+        ConfigError: a model is none of the experiment's, or a checkpoint or file does not exist.
+    """
+    main = configuration.main
+    known = {**dict.fromkeys(UNTRAINED, main), **configuration.variants, MAIN: main}
+    if unknown := [model for model in models if model not in known]:
+        raise ConfigError(f"--model: {unknown[0]!r} is no model of {main.name}; allowed: {', '.join(known)}")
+    nodes: dict[str, Node] = {}
+    targets = {}
+    for benchmark in asked:
+        for model in models:
+            chain = _Chain(known[model], "" if model == MAIN else model, digests, nodes, benchmark)
+            target = chain.untrained() if model in UNTRAINED else chain.evaluation()
+            targets[f"{model}:{benchmark.label}"] = target
+    digests.save()
+    return Graph(tuple(nodes.values()), targets)
+
+
 def closure(nodes: list[Node]) -> Iterator[str]:
     """Keys of `nodes` and of everything upstream of them."""
     for node in nodes:
         yield node.key
         yield from closure(list(node.upstream))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A benchmark that is asked for.
+
+    Attributes:
+        name: of the benchmark.
+        place: of its local copy.
+        label: what it is called here; two copies of one benchmark have two labels.
+    """
+
+    name: str
+    place: str
+    label: str
+
+    def settings(self, settings: EvaluationSettings) -> EvaluationSettings:
+        """How it is evaluated: as everything else, with room for its answers, and with a judge only if it needs one."""
+        from stages.benchmarks import benchmark_named
+
+        benchmark = benchmark_named(self.name)
+        changes = {
+            "benchmark": self.name,
+            "max_new_tokens": max(settings.max_new_tokens, benchmark.max_new_tokens),
+            "judge": settings.judge if benchmark.needs_judge else None,
+        }
+        return settings.model_copy(update=changes)
 
 
 @dataclass
@@ -188,10 +244,12 @@ class _Chain:
     variant: str
     digests: Digests
     nodes: dict[str, Node] = field(default_factory=dict)
+    asked: Asked | None = None
+    """Whose questions are evaluated; None: the experiment's own."""
 
     def evaluation(self) -> Node:
         """The scores of the finished student."""
-        return self._node("evaluation", self.experiment.evaluation, model=self.reinforcement(), samples=self._test())
+        return self._evaluate(self.experiment.evaluation, self.reinforcement())
 
     def untrained(self) -> Node:
         """The scores of the teacher or the small backbone as it is; the variant says which."""
@@ -199,7 +257,7 @@ class _Chain:
         model = self.experiment.teacher if is_teacher else self.experiment.student
         settings = self.experiment.evaluation.model_copy(update={"model": model.loading})
         source = self._teacher() if is_teacher else self._student()
-        return self._node("evaluation", settings, model=source, samples=self._test())
+        return self._evaluate(settings, source)
 
     def reinforcement(self) -> Node:
         """Step 3, from the interacted student or straight from the backbone."""
@@ -243,8 +301,16 @@ class _Chain:
         """The teacher's raw hidden states."""
         return self._node("capture", self.experiment.capture, teacher=self._teacher(), samples=self._train())
 
+    def _evaluate(self, settings: EvaluationSettings, model: Node | Source) -> Node:
+        if self.asked is None:
+            return self._node("evaluation", settings, model=model, samples=self._test())
+        samples = self._questions(self.asked)
+        return self._node("evaluation", self.asked.settings(settings), model=model, samples=samples)
+
     def _node(self, stage: str, settings: Settings, **inputs: Node | Source) -> Node:
         key = f"{stage}@{self.variant}" if self.variant else stage
+        if self.asked is not None and stage == "evaluation":
+            key = f"{key}:{self.asked.label}"
         node = Node(key, stage, settings, inputs, place_of(self.experiment.store))
         return self.nodes.setdefault(node.fingerprint, node)
 
@@ -273,6 +339,12 @@ class _Chain:
             return Source(place, self.digests.samples(place, pictures=data.digest_pictures))
         except MissingInput as error:
             raise self._missing(f"data.{split}", error) from error
+
+    def _questions(self, asked: Asked) -> Source:
+        try:
+            return Source(asked.place, self.digests.questions(asked.name, asked.place))
+        except MissingInput as error:
+            raise ConfigError(f"--benchmark {asked.label}: {error}") from error
 
     def _missing(self, key: str, error: MissingInput) -> ConfigError:
         if self.experiment.prepare is not None:

@@ -10,15 +10,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stages.contract import StageError
 from stages.contract.artifact import canonical_json
 from stages.contract.place import Remote, dates_below, place_of, sha256_of, write_whole
 from stages.data.mixture import Mixture, Source, data_files, open_sources
+
+if TYPE_CHECKING:
+    from stages.data.sample import Sample
 
 DIGEST_LENGTH = 16
 DIGESTS_FILE = ".digests.json"
@@ -104,11 +108,32 @@ class Digests:
         """The picture files that a data set names; its samples are read only when their files are other ones."""
         roots = [str(source.root) for source in mixture.sources]
         state = fingerprint({"seed": mixture.seed, "sources": sources, "roots": roots})
-        known = self._pictures.get(place)
+        return self._remembered(place, state, lambda: _named_pictures(Path(place)))
+
+    def _remembered(self, key: str, state: str, find: Callable[[], list[str]]) -> list[str]:
+        """Paths of pictures, found anew when what names them is in another state."""
+        known = self._pictures.get(key)
         if known is None or known["state"] != state:
-            self._pictures[place] = known = {"state": state, "paths": _named_pictures(Path(place))}
+            self._pictures[key] = known = {"state": state, "paths": find()}
             self._changed = True
         return list(known["paths"])
+
+    def questions(self, benchmark: str, place: str) -> str:
+        """Of a local copy of a benchmark: names and contents of its files and contents of the pictures they name.
+
+        Raises:
+            MissingInput: there are no such files, or one is damaged as a whole.
+        """
+        from stages.benchmarks import SAMPLES
+
+        if benchmark == SAMPLES:
+            return self.samples(place)
+        try:
+            files = {name: self._file(path) for name, path in _benchmark_files(benchmark, Path(place)).items()}
+            pictures = self._remembered(f"{benchmark}={place}", fingerprint(files), lambda: _shown(benchmark, place))
+        except StageError as error:
+            raise MissingInput(str(error).removeprefix("benchmark: ")) from error
+        return fingerprint({"files": files, "pictures": [self._file(path) for path in pictures]})
 
     def _source(self, source: Source) -> dict[str, Any]:
         how = source.model_dump(mode="json", exclude={"path", "images"})
@@ -156,11 +181,30 @@ def is_of_the_model(name: str) -> bool:
     return name not in _NOT_OF_THE_MODEL and any(fnmatch(name, pattern) for pattern in _CHECKPOINT_PATTERNS)
 
 
+def _benchmark_files(benchmark: str, place: Path) -> dict[str, Path]:
+    """The files that a benchmark takes of a folder, by their names there, or the one that is named."""
+    from stages.benchmarks import benchmark_named
+    from stages.benchmarks.rows import files_of
+
+    files = files_of(place, benchmark_named(benchmark).files)
+    return {file.name if file == place else str(file.relative_to(place)): file for file in files}
+
+
 def _named_pictures(place: Path) -> list[str]:
     """The picture files that a data set names, each once."""
     from stages.data.sample import read_samples
 
-    samples, _ = read_samples(place)
+    return _paths(read_samples(place)[0])
+
+
+def _shown(benchmark: str, place: str) -> list[str]:
+    """The picture files that a benchmark names, each once."""
+    from stages.benchmarks import read_questions
+
+    return _paths(read_questions(benchmark, Path(place))[0])
+
+
+def _paths(samples: Iterable[Sample]) -> list[str]:
     return list(dict.fromkeys(str(picture) for s in samples for picture in s.images if isinstance(picture, Path)))
 
 

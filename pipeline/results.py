@@ -63,8 +63,9 @@ class Scores:
 
 
 def collect_scores(graph: Graph, artifacts: Mapping[str, Artifact]) -> list[Scores]:
-    """The scores that exist, in the order of the table."""
-    return [scores_of(name, artifacts[node.key]) for name, node in graph.targets.items() if node.key in artifacts]
+    """The scores that exist, in the order of the table; answers that nobody has judged have none."""
+    made = {name: artifacts[node.key] for name, node in graph.targets.items() if node.key in artifacts}
+    return [scores_of(name, made[name]) for name in made if made[name].manifest.summary["overall"] is not None]
 
 
 def scores_of(name: str, evaluation: Artifact) -> Scores:

@@ -1,15 +1,14 @@
 """Evaluation: answer held-out questions by greedy (or beam) decoding and score the answers.
 
-Reads   the samples, one model (a teacher, a small backbone or an exported student).
-Writes  `predictions/`: shards with id, task, question, reference, prediction, correct;
-        `quarantine.jsonl`. The scores stand in the manifest.
+Reads   the samples or a local copy of a benchmark, one model (a teacher, a small backbone or an exported student).
+Writes  `predictions/`: shards with a row for each answer: the question, the prompt as the model got it, what it said,
+        what of that counts, the label, and whether it is right; `quarantine.jsonl`. The scores stand in the manifest.
 Runs    on actors of Ray Data; resumes at a shard.
 """
 
 from __future__ import annotations
 
 import sys
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from stages.benchmarks import Question, Verdict, benchmark_named, read_questions
+from stages.benchmarks.referee import Referee
+from stages.benchmarks.scoring import score
 from stages.cache.table import described
 from stages.contract import Job
 from stages.contract.files import PREDICTIONS_FOLDER
@@ -27,16 +29,14 @@ from stages.contract.place import Place, files_below, open_file
 from stages.contract.settings import EvaluationSettings
 from stages.data.encoding import Encoded, Encoder, collate_prompts, encode_all, pad_id
 from stages.data.packing import pack
-from stages.data.sample import BadLine, Sample, read_samples
+from stages.data.sample import BadLine
 from stages.models.backbone import Backbone, load_processor
 from stages.shards import ReadSamples, ShardProgram, run_over_shards
 
-_SCHEMA = pa.schema(
-    [
-        *((name, pa.string()) for name in ("id", "task", "question", "reference", "prediction")),
-        ("correct", pa.bool_()),
-    ]
-)
+_TEXTS = ("id", "item", "task", "question", "prompt", "reference", "prediction", "extracted")
+_SCHEMA = pa.schema([*((name, pa.string()) for name in _TEXTS), ("correct", pa.float64())])
+"""`item`: what is asked for, the same in all forms of one question; `correct`: 1, 0, between for a part, or null as
+long as nobody has judged the answer."""
 
 
 def open_reader(job: Job) -> ReadSamples:
@@ -51,13 +51,16 @@ class EvaluationWorker:
 
     def __init__(self, job: Job, work: Place) -> None:
         self._settings = job.typed(EvaluationSettings)
-        self._tokenizer = load_processor(job.inputs["model"], self._settings.model).tokenizer
+        self._benchmark = benchmark_named(self._settings.benchmark)
+        self._referee = Referee(self._settings.judge) if self._settings.judge else None
+        processor = load_processor(job.inputs["model"], self._settings.model)
+        self._encoder = Encoder(processor, self._settings.preprocessing, memory_bytes=0)
         self._backbone = Backbone.load(job.inputs["model"], self._settings.model)
 
     def work(self, ids: list[str], encoded: list[Encoded], bad: list[BadLine]) -> pa.Table:
         """Answer one shard's questions."""
         answered = (answer for group in self._groups(encoded) for answer in self._answer(group))
-        rows = {sample.id: _row(sample, text) for sample, text in answered}
+        rows = {question.id: self._row(question, said) for question, said in answered}
         return described(pa.Table.from_pylist([rows[name] for name in ids if name in rows], schema=_SCHEMA), bad, {})
 
     def _groups(self, encoded: Sequence[Encoded]) -> Iterator[list[Encoded]]:
@@ -69,56 +72,62 @@ class EvaluationWorker:
                 yield [alike[i] for i in indices]
 
     @torch.no_grad()
-    def _answer(self, group: Sequence[Encoded]) -> list[tuple[Sample, str]]:
-        padding = pad_id(self._tokenizer)
-        prompts = collate_prompts(group, padding)
+    def _answer(self, group: Sequence[Encoded]) -> list[tuple[Question, str]]:
+        tokenizer = self._encoder.processor.tokenizer
+        prompts = collate_prompts(group, pad_id(tokenizer))
         generated = self._backbone.model.generate(  # type: ignore[operator]
             **{name: tensor.to(self._backbone.device) for name, tensor in prompts.items()},
             max_new_tokens=self._settings.max_new_tokens,
             num_beams=self._settings.num_beams,
             do_sample=False,
-            pad_token_id=padding,
+            pad_token_id=pad_id(tokenizer),
         )
         new = generated[:, prompts["input_ids"].shape[1] :]
-        texts = self._tokenizer.batch_decode(new, skip_special_tokens=True)
-        return [(encoded.sample, text.strip()) for encoded, text in zip(group, texts, strict=True)]
+        texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+        return [(_question(encoded), text.strip()) for encoded, text in zip(group, texts, strict=True)]
 
+    def _row(self, question: Question, said: str) -> dict[str, Any]:
+        verdict = self._judge(question, said)
+        return {
+            "id": question.id,
+            "item": question.item,
+            "task": question.task,
+            "question": question.question,
+            "prompt": self._encoder.render(question.messages[:-1], prompt=True),
+            "reference": question.labels[0] if question.labels else "",
+            "prediction": said,
+            "extracted": verdict.extracted,
+            "correct": verdict.correct,
+        }
 
-def score(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Share of exact matches, overall and by task; `rows` hold `task`, empty where it has none, and `correct`."""
-    by_task: dict[str, list[bool]] = defaultdict(list)
-    for row in rows:
-        if row["task"]:
-            by_task[row["task"]].append(row["correct"])
-    return {
-        "overall": sum(row["correct"] for row in rows) / max(1, len(rows)),
-        "samples": len(rows),
-        "by_task": {
-            task: {"accuracy": sum(correct) / len(correct), "samples": len(correct)}
-            for task, correct in sorted(by_task.items())
-        },
-    }
-
-
-def _row(sample: Sample, prediction: str) -> dict[str, Any]:
-    reference = sample.responses[-1].strip()
-    return {
-        "id": sample.id,
-        "task": sample.task,
-        "question": sample.question,
-        "reference": reference,
-        "prediction": prediction,
-        "correct": prediction == reference,
-    }
+    def _judge(self, question: Question, said: str) -> Verdict:
+        verdict = self._benchmark.judge(question, said)
+        if not self._benchmark.needs_judge or self._referee is None:
+            return verdict
+        return Verdict(verdict.extracted, self._referee.score(self._benchmark.judge_prompt(question, said)))
 
 
 def run(job: Job, work: Place) -> dict[str, Any]:
-    """Answer and score the samples."""
-    samples, bad = read_samples(Path(job.inputs["samples"]))
-    totals = run_over_shards(job, work, ShardProgram(PREDICTIONS_FOLDER, open_reader, EvaluationWorker), samples, bad)
+    """Answer and score the questions."""
+    settings = job.typed(EvaluationSettings)
+    questions, bad = read_questions(settings.benchmark, Path(job.inputs["samples"]))
+    totals = run_over_shards(job, work, ShardProgram(PREDICTIONS_FOLDER, open_reader, EvaluationWorker), questions, bad)
     answers = work / PREDICTIONS_FOLDER
-    tables = [pq.read_table(open_file(answers / name), columns=["task", "correct"]) for name in files_below(answers)]
-    return {**totals, **score([row for table in tables for row in table.to_pylist()])}
+    columns = ["item", "task", "reference", "extracted", "correct"]
+    tables = [pq.read_table(open_file(answers / name), columns=columns) for name in files_below(answers)]
+    rows = [row for table in tables for row in table.to_pylist()]
+    judged = [(row["reference"], row["extracted"]) for row in rows if row["correct"] is not None]
+    return {
+        **totals,
+        **score(rows),
+        "metrics": benchmark_named(settings.benchmark).metrics(judged),
+        "decoding": settings.decoding,
+    }
+
+
+def _question(encoded: Encoded) -> Question:
+    assert isinstance(encoded.sample, Question), "the reader is given nothing else"
+    return encoded.sample
 
 
 if __name__ == "__main__":

@@ -115,8 +115,8 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "evaluation",
-            1,
-            "answer held-out questions, score the answers by task",
+            2,
+            "answer held-out questions or a benchmark's, score the answers by task",
             s.EvaluationSettings,
             ("model", "samples"),
         ),

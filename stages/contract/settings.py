@@ -339,16 +339,37 @@ class ReinforcementSettings(Settings):
     schedule: Schedule = Schedule()
 
 
+class Judge(Settings):
+    """A model that scores free answers, behind an endpoint that speaks OpenAI's chat completions."""
+
+    url: Annotated[str, Incidental()] = Field(default="https://api.openai.com/v1", pattern=r"^https?://")
+    """What stands before `/chat/completions`, such as `http://localhost:8000/v1`."""
+    model: str = "gpt-4-0613"
+    """As the endpoint calls it; the default is what MM-Vet's authors ask."""
+    key_variable: Annotated[str, Incidental()] = "OPENAI_API_KEY"
+    """The environment variable that holds the key; where it is not set none is sent."""
+
+
 class EvaluationSettings(Settings):
     """Answer held-out questions and score the answers."""
 
     model: ModelLoading = ModelLoading()
     preprocessing: Preprocessing = Preprocessing()
+    benchmark: str | None = None
+    """Whose questions they are, such as `mmbench`; None: those of a data set in our own formats, answered exactly."""
+    judge: Judge | None = None
+    """Scores what no rule can (MM-Vet); None keeps the answers of such a benchmark and leaves out its score."""
     max_new_tokens: int = Field(default=64, ge=1)
     num_beams: int = Field(default=1, ge=1)
+    """1 decodes greedily, more by beam search."""
     shard_samples: Annotated[int, Incidental()] = Field(default=64, ge=1)
     micro_batch_tokens: Annotated[int, Incidental()] = Field(default=8192, ge=1)
     """Padded tokens of one forward pass; samples of similar length share one."""
+
+    @property
+    def decoding(self) -> str:
+        """How answers are found, for people."""
+        return "greedy" if self.num_beams == 1 else f"beam search, {self.num_beams} beams"
 
 
 class ScratchModel(Settings):

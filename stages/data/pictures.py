@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -43,7 +44,20 @@ class Cell:
         return f"{self.place} of {self.file.name} row group {self.row_group} row {self.row}"
 
 
-Picture = Path | Cell
+@dataclass(frozen=True, slots=True)
+class Inline:
+    """A picture that stands as base64 in a table of text.
+
+    Attributes:
+        name: what a person needs to find it.
+        text: its file, base64.
+    """
+
+    name: str
+    text: str = field(repr=False)
+
+
+Picture = Path | Cell | Inline
 
 
 def read_picture(picture: Picture) -> bytes:
@@ -53,6 +67,8 @@ def read_picture(picture: Picture) -> bytes:
         BadSample: there are none, or they lie outside the folder of the data.
     """
     try:
+        if isinstance(picture, Inline):
+            return base64.b64decode(picture.text, validate=True)
         return picture.read_bytes() if isinstance(picture, Path) else _read_cell(picture)
     except (OSError, ValueError, LookupError, pa.ArrowException) as error:
         raise BadSample(f"image {picture.name} cannot be read: {type(error).__name__}") from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -45,11 +45,12 @@ class Record:
     reason: str = ""
 
 
-def read_records(place: Path, root: Path) -> Iterator[Record]:
+def read_records(place: Path, root: Path, pictures: Sequence[str] = ()) -> Iterator[Record]:
     """The records of a file or folder, in order.
 
     Args:
         root: the folder below which pictures lie.
+        pictures: columns of Parquet files that hold pictures besides `image` or `images`.
 
     Raises:
         StageError: a file is damaged as a whole.
@@ -58,7 +59,7 @@ def read_records(place: Path, root: Path) -> Iterator[Record]:
         with file.open("rb") as handle:
             start = handle.read(256)
         if start.startswith(_PARQUET_MAGIC):
-            yield from _from_parquet(file, root, prefix=f"part {number} " if place.is_dir() else "")
+            yield from _from_parquet(file, root, f"part {number} " if place.is_dir() else "", pictures)
         elif file.suffix != ".jsonl" and start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
             yield from _from_array(file)
         else:
@@ -113,22 +114,23 @@ def _skip_gap(text: str, place: int) -> int:
     return gap.end() if gap else place
 
 
-def _from_parquet(file: Path, root: Path, prefix: str) -> Iterator[Record]:
+def _from_parquet(file: Path, root: Path, prefix: str, more: Sequence[str]) -> Iterator[Record]:
     """Rows without the bytes of their pictures, which are left where they are; named by `prefix` and number."""
     try:
         table = pq.ParquetFile(file)
-        column = next((name for name in PICTURE_COLUMNS if _holds_bytes(table, name)), None)
-        leaves = _leaves_to_read(table)
+        own = next((name for name in PICTURE_COLUMNS if _holds_bytes(table, name)), None)
+        columns = {name: name for name in more if _holds_bytes(table, name)} | ({own: "images"} if own else {})
+        leaves = _leaves_to_read(table, {*PICTURE_COLUMNS, *more})
         number = 0
         for group in range(table.num_row_groups):
             first = number
             for batch in table.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=leaves):
-                counts = _picture_counts(batch, column) if column else []
-                rows = batch.drop_columns([column] if column else []).to_pylist()
+                counts = {column: _picture_counts(batch, column) for column in columns}
+                rows = batch.drop_columns([*columns]).to_pylist()
                 for place, row in enumerate(rows):
-                    if column:
+                    for column, key in columns.items():
                         cell = (file, group, number - first, column)
-                        row["images"] = [Cell(*cell, picture, root) for picture in range(counts[place])]
+                        row[key] = [Cell(*cell, picture, root) for picture in range(counts[column][place])]
                     number += 1
                     yield Record(number, f"{prefix}row {number}", row)
     except pa.ArrowException as error:
@@ -140,11 +142,11 @@ def _holds_bytes(table: pq.ParquetFile, column: str) -> bool:
     return any(_is_binary(leaf) for leaf in _leaves(table) if leaf.path.split(".")[0] == column)
 
 
-def _leaves_to_read(table: pq.ParquetFile) -> list[str]:
+def _leaves_to_read(table: pq.ParquetFile, pictures: set[str]) -> list[str]:
     """All leaves without bytes, and bytes that stand alone, without which pictures could not be counted."""
     plain = [leaf.path for leaf in _leaves(table) if not _is_binary(leaf)]
     covered = {path.split(".")[0] for path in plain}
-    alone = [leaf.path for leaf in _leaves(table) if leaf.path.split(".")[0] in {*PICTURE_COLUMNS} - covered]
+    alone = [leaf.path for leaf in _leaves(table) if leaf.path.split(".")[0] in pictures - covered]
     return plain + alone
 
 
