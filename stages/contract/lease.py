@@ -32,6 +32,8 @@ STALE_SECONDS = 60.0
 SETTLE_SECONDS = 1.0
 """After which a claim that nobody has written over holds."""
 POLL_SECONDS = 2.0
+READINGS = 5
+"""Of a lease that cannot be understood, before it counts as none."""
 _THIS_PROCESS = secrets.token_hex(4)
 """Tells it from another one of the same number, as every first process of a container is."""
 
@@ -160,11 +162,15 @@ def _beat(file: Remote, me: Holder, ended: threading.Event) -> None:
 
 def _read(file: Remote) -> tuple[Holder, float] | None:
     """Who has the lease, and for how many seconds there has been no sign of life; None if it is free."""
-    try:
-        lease: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-    except FileNotFoundError:
-        lease = {}
-    return (Holder(*lease["holder"]), time.time() - lease["time"]) if lease else None
+    for _ in range(READINGS):
+        try:
+            lease: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+        except FileNotFoundError:
+            return None
+        except json.JSONDecodeError:  # written anew between the question how long it is and the reading
+            continue
+        return (Holder(*lease["holder"]), time.time() - lease["time"]) if lease else None
+    return None
 
 
 def _write(file: Remote, me: Holder) -> None:

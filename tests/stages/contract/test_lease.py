@@ -136,6 +136,19 @@ def test_who_was_taken_for_dead_does_not_take_the_lease_back(bucket: Remote, tmp
     assert found[0] == other
 
 
+def test_a_lease_that_is_written_while_it_is_read_is_read_again(
+    bucket: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = bucket / tmp_path.name
+    leave_lease(place, Holder("elsewhere", 7, "1234"), 0.0)
+    whole = (place / LEASE_FILE).read_text()
+    readings = iter([whole[:-1], whole])
+    monkeypatch.setattr(Remote, "read_text", lambda _: next(readings))
+    found = leases._read(place / LEASE_FILE)
+    assert found is not None
+    assert found[0].host == "elsewhere"
+
+
 @pytest.mark.usefixtures("quick")
 def test_a_store_that_fails_when_the_lease_is_given_back_hides_no_error(
     bucket: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
