@@ -140,7 +140,7 @@ class Speaking(Answerer):
 
     def _until_the_end(self, block: int, ids: Tensor, confidence: Tensor) -> Said:
         """One row of a batch, without the token that ends it and what follows."""
-        end = self.backbone.model.generation_config.eos_token_id  # type: ignore[union-attr]
+        end = self.backbone.model.generation_config.eos_token_id
         ends = {end} if isinstance(end, int) else set(end or ())
         length = next((place for place, token in enumerate(ids.tolist()) if token in ends), len(ids))
         words = spell(ids[:length], self.encoder.processor.tokenizer)

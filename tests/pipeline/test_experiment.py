@@ -24,6 +24,7 @@ CHANGE_NO_RESULT = {
     *("name", "store", "prepared", "variants"),
     *(f"{stage}.micro_batch_tokens" for stage in ("capture", "precompute", "evaluation")),
     "evaluation.shard_samples",
+    "verbalization.sayings",
     *(
         f"{stage}.schedule.{field}"
         for stage in ("verbalization", "interaction", "reinforcement")
