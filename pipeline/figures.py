@@ -81,7 +81,7 @@ def matches_at(summary: Mapping[str, Any], shares: Sequence[Sequence[float]]) ->
 
 
 def matches_over_time(summary: Mapping[str, Any], journal: Sequence[Mapping[str, Any]]) -> Figure:
-    """Where the matches of each student layer were drawn, and where they were to be expected, over steps."""
+    """Where each student layer was matched and where that was to be expected, by step, with running means."""
     figure = make_figure(WIDTH, HEIGHT)
     drawn, expected = figure.subplots(1, 2, sharex=True, sharey=True)
     blocks = summary["student_target_layers"]
@@ -89,7 +89,9 @@ def matches_over_time(summary: Mapping[str, Any], journal: Sequence[Mapping[str,
     steps = [line["step"] for line in lines]
     for axes, key, title in ((drawn, "match_mean", "drawn"), (expected, "match_expected", "expected")):
         for i, (block, colour) in enumerate(zip(blocks, _shades(len(blocks)), strict=True)):
-            axes.plot(steps, [line[key][i] for line in lines], color=colour, linewidth=0.9, label=block)
+            matches = [line[key][i] for line in lines]
+            axes.plot(steps, matches, color=colour, alpha=0.2, linewidth=0.5)
+            axes.plot(steps, _running_mean(matches), color=colour, label=block)
         axes.set(title=title, xlabel="step")
     places, labels = _ticks(summary["teacher_target_layers"], centre=0.0)
     drawn.set_yticks(places, labels)

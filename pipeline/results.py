@@ -76,7 +76,7 @@ def scores_of(name: str, evaluation: Artifact) -> Scores:
 
 
 def answers_of(evaluation: Artifact) -> Answers:
-    """Which questions were answered right; nothing if the predictions are gone or damaged."""
+    """Which questions were answered right, of those that were judged; nothing if they are gone or damaged."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -86,7 +86,8 @@ def answers_of(evaluation: Artifact) -> Answers:
         tables = [pq.read_table(open_file(folder / name), columns=columns) for name in files_below(folder)]
     except (OSError, pa.ArrowException):
         return {}
-    return {row["id"]: Answer(row["task"] or "", float(row["correct"])) for t in tables for row in t.to_pylist()}
+    judged = [row for table in tables for row in table.to_pylist() if row["correct"] is not None]
+    return {row["id"]: Answer(row["task"] or "", float(row["correct"])) for row in judged}
 
 
 def paired_answers(ours: Answers, theirs: Answers) -> Difference | None:

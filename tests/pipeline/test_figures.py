@@ -19,8 +19,9 @@ def test_matches_over_time_have_a_line_for_each_student_layer() -> None:
     figure = figures.matches_over_time(summary_of("interaction"), [{"step": 9}, *journal_of_matches()])
     drawn, expected = figure.axes
     assert (drawn.get_title(), expected.get_title()) == ("drawn", "expected")
-    assert [list(line.get_ydata()) for line in drawn.lines] == [[0.0, 0.5], [1.0, 2.0]]
-    assert [list(line.get_ydata()) for line in expected.lines] == [[0.2, 0.4], [1.4, 1.6]]
+    for axes, blocks in ((drawn, [[0.0, 0.5], [1.0, 2.0]]), (expected, [[0.2, 0.4], [1.4, 1.6]])):
+        measured, mean = ([list(line.get_ydata()) for line in axes.lines[start::2]] for start in (0, 1))
+        assert measured == mean == blocks
     assert list(drawn.lines[0].get_xdata()) == [1, 2]
     assert [tick.get_text() for tick in drawn.get_yticklabels()] == ["0", "1", "2"]
 
