@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from pipeline import figures
 from pipeline.results import Scores
 from tests.pipeline.conftest import journal_of_matches, summary_of
@@ -21,7 +23,8 @@ def test_matches_over_time_have_a_line_for_each_student_layer() -> None:
     assert (drawn.get_title(), expected.get_title()) == ("drawn", "expected")
     for axes, blocks in ((drawn, [[0.0, 0.5], [1.0, 2.0]]), (expected, [[0.2, 0.4], [1.4, 1.6]])):
         measured, mean = ([list(line.get_ydata()) for line in axes.lines[start::2]] for start in (0, 1))
-        assert measured == mean == blocks
+        assert measured == blocks
+        assert mean == [pytest.approx(block) for block in blocks]
     assert list(drawn.lines[0].get_xdata()) == [1, 2]
     assert [tick.get_text() for tick in drawn.get_yticklabels()] == ["0", "1", "2"]
 
