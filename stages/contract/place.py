@@ -252,6 +252,8 @@ def _sizes_here(folder: str, prefix: str = "") -> Iterator[tuple[str, int]]:
         return
     with os.scandir(folder) as entries:
         for entry in entries:
+            if entry.name.startswith(TEMPORARY_PREFIX):  # may be gone by now
+                continue
             if entry.is_dir(follow_symlinks=False):
                 yield from _sizes_here(entry.path, f"{prefix}{entry.name}/")
             elif entry.is_file():

@@ -23,7 +23,7 @@ from pipeline.identity import Digests
 CHANGE_NO_RESULT = {
     *("name", "store", "prepared", "variants"),
     *(f"{stage}.micro_batch_tokens" for stage in ("capture", "precompute", "evaluation")),
-    "evaluation.shard_samples",
+    *("evaluation.shard_samples", "evaluation.judge.url", "evaluation.judge.key_variable"),
     "verbalization.sayings",
     *(
         f"{stage}.schedule.{field}"
