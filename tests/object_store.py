@@ -40,6 +40,7 @@ class Faults:
         self._settings = {"errors": 0.0, "slow": 0.0}
         self._failed = 0
         self._puts: Counter[str] = Counter()
+        self._receiving: set[object] = set()
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         if environ["PATH_INFO"] == "/faults":
@@ -51,10 +52,30 @@ class Faults:
         if environ["REQUEST_METHOD"] == "GET" and "list-type" not in environ["QUERY_STRING"]:
             time.sleep(self._settings["slow"])
         if environ["REQUEST_METHOD"] == "PUT":
-            self._puts[environ["PATH_INFO"]] += 1
+            return self._put(environ, start_response)
         return self._application(environ, start_response)
 
+    def _put(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        """Count what was stored: a client that is killed may have sent half of it."""
+        statuses = []
+
+        def started(status: str, *rest: Any) -> Any:
+            statuses.append(status)
+            return start_response(status, *rest)
+
+        request = object()
+        self._receiving.add(request)
+        try:
+            answer = list(self._application(environ, started))
+            if statuses[-1].startswith("200"):
+                self._puts[environ["PATH_INFO"]] += 1
+        finally:
+            self._receiving.remove(request)
+        return answer
+
     def _configure(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        while self._receiving:
+            time.sleep(0.001)
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         self._settings |= json.loads(body or b"{}")
         answer = json.dumps({"failed": self._failed, "puts": self._puts}).encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stages.contract.settings import Verbalizer as VerbalizerSettings
+
+METADATA_KEY = "verbalizers"
+"""The only one: safetensors writes several in an order of its own."""
 
 
 class VerbFFN(nn.Module):
@@ -82,10 +86,10 @@ class Verbalizers(nn.Module):
         return next(self.parameters()).dtype
 
     def save(self, path: Path) -> None:
-        """Write weights, target layers and variant as one safetensors file."""
+        """Write weights, target layers and variant as one safetensors file; the same ones give the same bytes."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        layers = ",".join(map(str, self.target_layers))
-        save_file(tensors, path, metadata={"target_layers": layers, "variant": self.variant})
+        described = json.dumps({"target_layers": self.target_layers, "variant": self.variant})
+        save_file(tensors, path, metadata={METADATA_KEY: described})
 
     @classmethod
     def load(cls, path: Path, device: torch.device | str = "cpu") -> Verbalizers:
@@ -93,11 +97,11 @@ class Verbalizers(nn.Module):
         from safetensors import safe_open
 
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
+            described = json.loads(file.metadata()[METADATA_KEY])
         tensors = load_file(path, device=str(device))
         width = tensors["ffns.0.gate.weight"].shape[0]
-        layers = [int(layer) for layer in metadata["target_layers"].split(",")]
         with torch.device("meta"):
-            verbalizers = cls(layers, width, VerbalizerSettings(variant=metadata["variant"]))
+            settings = VerbalizerSettings(variant=described["variant"])
+            verbalizers = cls(described["target_layers"], width, settings)
         verbalizers.load_state_dict(tensors, assign=True)
         return verbalizers

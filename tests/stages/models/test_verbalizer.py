@@ -118,6 +118,9 @@ def test_what_is_saved_is_what_is_loaded(variant: str, dtype: torch.dtype, tmp_p
     """Weights, target layers, variant, dtype and trainability. Red if one is left to a default."""
     verbalizers, path = trained(variant, (1, 5, 30)).to(dtype), tmp_path / "verbalizers.safetensors"
     verbalizers.save(path)
+    for again in range(8):
+        verbalizers.save(tmp_path / f"{again}.safetensors")
+        assert (tmp_path / f"{again}.safetensors").read_bytes() == path.read_bytes()
     loaded = Verbalizers.load(path)
     assert loaded.target_layers == (1, 5, 30)
     assert loaded.variant == variant
