@@ -11,6 +11,7 @@ from pipeline.reports.page import choice
 from pipeline.reports.style import confidence_class
 from pipeline.reports.subject import Subject
 from pipeline.results import LABELS
+from pipeline.spoken.saying import visible
 from stages.contract.sayings import Said, Shown, Speaker, read_sayings
 
 SHOWN_TOKENS = 48
@@ -75,7 +76,7 @@ def _cut(shown: Shown) -> str:
 
 def _table(shown: Shown, model: Speaker) -> str:
     tokens = shown.tokens[:SHOWN_TOKENS]
-    heads = "".join(f"<th>{_visible(token)}</th>" for token in tokens)
+    heads = "".join(f"<th>{_word(token)}</th>" for token in tokens)
     rows = "".join(_layer(layer, tokens) for layer in model.layers)
     return (
         f'<div class="wide" tabindex="0"><table class="said"><thead><tr class="answer"><th>block</th>{heads}</tr>'
@@ -91,11 +92,9 @@ def _layer(layer: Said, tokens: Sequence[str]) -> str:
 def _cell(word: str, confidence: float, token: str) -> str:
     verdict = "right" if word == token else "wrong"
     css = f"{verdict} {confidence_class(confidence)}"
-    return f'<td class="{css}"><b>{_visible(word)}</b><small>{100 * confidence:.0f}</small></td>'
+    return f'<td class="{css}"><b>{_word(word)}</b><small>{100 * confidence:.0f}</small></td>'
 
 
-def _visible(token: str) -> str:
-    """A token as it reads; white space that stands alone as a sign."""
-    if not token.strip():
-        return {"\n": "⏎", "": "∅"}.get(token, "␣")
-    return f"<bdi>{escape(token.strip())}</bdi>"
+def _word(token: str) -> str:
+    """In whatever direction it reads."""
+    return f"<bdi>{escape(visible(token))}</bdi>"

@@ -50,4 +50,5 @@ def level(confidence: float) -> str:
 
 def visible(word: str) -> str:
     """A token so that it can be seen: its own spaces are left out, and a token of nothing else has a sign."""
-    return word.strip().replace("\n", "⏎") or ("⏎" if "\n" in word else "␣")
+    alone = "⏎" if "\n" in word else "␣" if word else "∅"
+    return word.strip().replace("\n", "⏎") or alone

@@ -56,7 +56,7 @@ def test_hostile_words_do_nothing(decoded: bool) -> None:
     assert "<b>[red]m" in text
 
 
-@pytest.mark.parametrize(("word", "seen"), [(" one", "one"), ("\n", "⏎"), (" ", "␣"), ("", "␣"), ("a\nb", "a⏎b")])
+@pytest.mark.parametrize(("word", "seen"), [(" one", "one"), ("\n", "⏎"), (" ", "␣"), ("", "∅"), ("a\nb", "a⏎b")])
 def test_every_token_can_be_seen(word: str, seen: str) -> None:
     assert visible(word) == seen
 
