@@ -177,7 +177,7 @@ class Encoder:
         if others := sorted(name for name, value in extras.items() if not isinstance(value, Tensor)):
             raise BadSample(f"the processor gives {', '.join(others)} not as tensors, which no batch can be made of")
         self._refuse_too_long(len(input_ids))
-        mask = torch.tensor([any(start < end and a <= start and end <= b for a, b in spans) for start, end in offsets])
+        mask = _within(spans, *offsets.unbind(dim=1))
         self._check(sample, input_ids[mask], said)
         content_hash = f"{sample.content_hash(files)}-{self._processor_hash}"
         return Encoded(sample, input_ids, mask, extras, content_hash)
@@ -388,6 +388,14 @@ def _grow(tensor: Tensor, shape: list[int]) -> Tensor:
 
 def _pad(tensor: Tensor, length: int, value: int) -> Tensor:
     return torch.nn.functional.pad(tensor, (0, length - len(tensor)), value=value)
+
+
+def _within(spans: Sequence[tuple[int, int]], start: Tensor, end: Tensor) -> Tensor:
+    """Which tokens, from character `start` to `end` ([T] int64 each), are not empty and lie in one of the spans."""
+    mask = torch.zeros(len(start), dtype=torch.bool)
+    for first, last in spans:
+        mask |= (first <= start) & (start < end) & (end <= last)
+    return mask
 
 
 def _expand(
