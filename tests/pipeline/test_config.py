@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("world")
 
 
 def test_every_experiment_of_the_paper_is_there() -> None:
-    assert sorted([*PAPER_LAYERS, "digits", "easy-vqa"]) == EXPERIMENTS
+    assert sorted([*PAPER_LAYERS, "digits", "digits-deep", "digits-strong", "easy-vqa"]) == EXPERIMENTS
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
