@@ -82,8 +82,8 @@ def test_a_login_shell_finds_ray_and_python(docker: Engine) -> None:
 
 
 def test_the_demo_survives_the_loss_of_its_head_and_of_a_worker(running: Cluster, folder: Path) -> None:
-    """Both strike the student's own chain; one that it is compared with follows, two stages at a time."""
-    run_vlsi(running, folder / "prepare.log", "prepare")
+    """Both strike the student's own chain; what is compared with it follows, two stages at a time."""
+    run_vlsi(running, folder / "prepare.log", "prepare", STAGE_SECONDS)
     log = folder / "student.log"
     run = running.start_vlsi(log, "run", *ON_RAY, "--until", "interaction", "~variants")
     wait_for(lambda: running.is_running("capture"), STAGE_SECONDS)
@@ -95,7 +95,7 @@ def test_the_demo_survives_the_loss_of_its_head_and_of_a_worker(running: Cluster
     assert run.wait(RUN_SECONDS) == 0, log.read_text()
     attempts = [name.rpartition("-")[2] for name in running.jobs() if name.startswith("vlsi-interaction-")]
     assert max(map(int, attempts)) > 1
-    said = run_vlsi(running, folder / "run.log", "run", "~variants.last-layer-kd")
+    said = run_vlsi(running, folder / "run.log", "run", RUN_SECONDS)
     print(said)
     assert re.search(r"VLsI( +\d+\.\d){8}", said)
     assert "vlsi" in running.mlflow_experiments()
@@ -108,9 +108,9 @@ def test_a_stage_is_submitted_by_hand(running: Cluster) -> None:
     assert "succeeded" in said
 
 
-def run_vlsi(running: Cluster, log: Path, command: str, *overrides: str) -> str:
+def run_vlsi(running: Cluster, log: Path, command: str, seconds: float) -> str:
     """What a command of `vlsi` on the cluster says until its end."""
-    code = running.start_vlsi(log, command, *ON_RAY, *overrides).wait(RUN_SECONDS)
+    code = running.start_vlsi(log, command, *ON_RAY).wait(seconds)
     assert code == 0, log.read_text()
     return log.read_text()
 
