@@ -6,6 +6,7 @@ Hydra composes the files and the overrides, pydantic validates the result. Every
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -86,9 +87,9 @@ def load_experiment(overrides: Sequence[str] = ()) -> Experiment:
         _check_option(folder, group)
     chosen = tuple(str(group.input_line) for group in groups)
     try:
-        _refuse_shared(OmegaConf.to_container(_composed(folder, chosen)), values)
-        composed = _composed(folder, (*chosen, *map(_forced, values)))
-        data = OmegaConf.to_container(composed, resolve=True)
+        composed = _composed(folder, chosen)
+        _refuse_shared(OmegaConf.to_container(composed), values)
+        data = OmegaConf.to_container(_changed(composed, values), resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(": ".join(str(e).splitlines()[0] for e in (error, error.__cause__) if e)) from error
     try:
@@ -100,7 +101,7 @@ def load_experiment(overrides: Sequence[str] = ()) -> Experiment:
 
 @cache
 def _composed(folder: Path, overrides: tuple[str, ...]) -> DictConfig:
-    """The files of `folder` with overrides, interpolations unresolved; files are read once in a process."""
+    """The files of `folder` that `overrides` choose, interpolations unresolved; read once in a process."""
     with initialize_config_dir(str(folder), version_base=None):
         return compose("config", list(overrides))
 
@@ -125,10 +126,29 @@ def _is_group(folder: Path, override: Override) -> bool:
     return (folder / override.key_or_group).is_dir()
 
 
-def _forced(override: Override) -> str:
-    """Let an override set keys that no file mentions; validation knows which exist."""
-    line = str(override.input_line)
-    return line if line.startswith(("+", "~")) else f"++{line}"
+def _changed(composed: DictConfig, overrides: Sequence[Override]) -> DictConfig:
+    """A copy with values set or deleted; keys that no file mentions are set too, validation knows which exist."""
+    changed = copy.deepcopy(composed)
+    OmegaConf.set_struct(changed, False)
+    for override in overrides:
+        if override.is_delete():
+            _delete(changed, override)
+        else:
+            OmegaConf.update(changed, override.key_or_group, override.value(), merge=True)
+    return changed
+
+
+def _delete(config: DictConfig, override: Override) -> None:
+    """What `~key` and, if that is its value, `~key=value` mean."""
+    key = override.key_or_group
+    section, _, name = key.rpartition(".")
+    parent = OmegaConf.select(config, section) if section else config
+    if not isinstance(parent, DictConfig) or name not in parent:
+        raise ConfigError(f"{key}: there is nothing to delete")
+    found, expected = parent[name], override.value()
+    if expected is not None and expected != found:
+        raise ConfigError(f"{key}: is {found} and not {expected}; ~{key} deletes it")
+    del parent[name]
 
 
 def _check_option(folder: Path, override: Override) -> None:

@@ -15,7 +15,7 @@ import re
 import threading
 import unicodedata
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -30,6 +30,9 @@ from stages.contract import StageError
 from stages.contract.settings import Preprocessing
 from stages.data.sample import BadLine, BadSample, Sample
 
+Positions = Callable[[Mapping[str, Tensor]], Tensor | None]
+"""From the model's inputs of one sample to the places of its tokens, [axes, 1, T] int64, if the model wants them."""
+
 _GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -41,8 +44,8 @@ class Encoded:
         sample: where it comes from.
         input_ids: [T] int64, prompt, image tokens and responses.
         response_mask: [T] bool, true at response tokens.
-        extras: the processor's other tensors (pixel values, grids, …); those of length T along
-            their last axis are padded with the tokens, the others are concatenated over samples.
+        extras: the processor's other tensors (pixel values, grids, …) and maybe the tokens' places; those of shape
+            […, 1, T] are padded with the tokens, the others are concatenated over samples.
         content_hash: of its messages and pictures, then of the processor and the template.
     """
 
@@ -110,10 +113,17 @@ class Batch:
 class Encoder:
     """Turns samples into tensors with one checkpoint's processor."""
 
-    def __init__(self, processor: Any, settings: Preprocessing, *, memory_bytes: int = 2**30) -> None:
-        """Encoded samples are kept up to `memory_bytes`, so that a second epoch of a small set decodes nothing."""
+    def __init__(
+        self, processor: Any, settings: Preprocessing, *, positions: Positions | None = None, memory_bytes: int = 2**30
+    ) -> None:
+        """Encoded samples are kept up to `memory_bytes`, so that a second epoch of a small set decodes nothing.
+
+        Args:
+            positions: where the model that is trained places tokens; it finds them itself if it is not told.
+        """
         self.processor = processor
         self._settings = settings
+        self._positions = positions
         self._memory = _Memory(memory_bytes)
         self._limits = pixel_limits(processor, settings)
 
@@ -177,6 +187,9 @@ class Encoder:
         if others := sorted(name for name, value in extras.items() if not isinstance(value, Tensor)):
             raise BadSample(f"the processor gives {', '.join(others)} not as tensors, which no batch can be made of")
         self._refuse_too_long(len(input_ids))
+        places = self._positions({"input_ids": input_ids[None], **extras}) if self._positions else None
+        if places is not None:
+            extras["position_ids"] = places
         mask = _within(spans, *offsets.unbind(dim=1))
         self._check(sample, input_ids[mask], said)
         content_hash = f"{sample.content_hash(files)}-{self._processor_hash}"
@@ -373,9 +386,9 @@ def _before_last_response(sample: Encoded) -> Encoded:
 
 def _collate_extra(samples: Sequence[Encoded], name: str, longest: int) -> Tensor:
     values = [sample.extras[name] for sample in samples]
-    along_tokens = all(v.ndim == 2 and v.shape == (1, len(s.input_ids)) for v, s in zip(values, samples, strict=True))
+    along_tokens = all(v.shape[-2:] == (1, len(s.input_ids)) for v, s in zip(values, samples, strict=True))
     if along_tokens:
-        return torch.stack([_pad(value[0], longest, 0) for value in values])
+        return torch.cat([_pad(value, longest, 0) for value in values], dim=-2)
     largest = [max(sizes) for sizes in zip(*(value.shape[1:] for value in values), strict=True)]
     return torch.cat([_grow(value, largest) for value in values])
 
@@ -387,7 +400,8 @@ def _grow(tensor: Tensor, shape: list[int]) -> Tensor:
 
 
 def _pad(tensor: Tensor, length: int, value: int) -> Tensor:
-    return torch.nn.functional.pad(tensor, (0, length - len(tensor)), value=value)
+    """Fill the end of the last axis."""
+    return torch.nn.functional.pad(tensor, (0, length - tensor.shape[-1]), value=value)
 
 
 def _within(spans: Sequence[tuple[int, int]], start: Tensor, end: Tensor) -> Tensor:

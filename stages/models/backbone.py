@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from stages.models.structure import BY_STRUCTURE, find_parts, head_scale, split_
 
 STRUCTURE_TOLERANCE = 1e-3
 """Relative difference allowed between the model's logits and blocks → norm → head."""
+_PLACED_BY = {"mm_token_type_ids", "image_grid_thw"}
+"""What decides on places along several axes; a rule that takes other inputs is left to the model."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,18 @@ class Backbone:
     def device(self) -> torch.device:
         """Where inputs have to be."""
         return next(self.model.get_input_embeddings().parameters()).device
+
+    def positions(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
+        """Where the model places the tokens of one sample, [axes, 1, T] int64; None where it counts them.
+
+        Models that place a picture's tokens along several axes work that out anew in every forward pass, in Python,
+        if they are not told.
+        """
+        rule = getattr(self.model.base_model, "get_rope_index", None)
+        kinds = inputs.get("mm_token_type_ids")
+        if rule is None or kinds is None or not set(signature(rule).parameters) >= _PLACED_BY:
+            return None
+        return rule(inputs["input_ids"], kinds, image_grid_thw=inputs.get("image_grid_thw"))[0]
 
     def states(self, batch: Batch, target_layers: Sequence[int]) -> States:
         """Hidden states at the batch's response positions, with gradient where it is enabled."""

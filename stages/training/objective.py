@@ -108,10 +108,11 @@ class StudentObjective(Objective):
         self.autocast = settings.model.dtype == "bfloat16"
         torch.manual_seed(self.schedule.seed)
         place = job.inputs["student"]
-        self.encoder = Encoder(load_processor(place, settings.model), self.preprocessing)
         waits = self.student_is_sharded and job.resources.parallelism == "fsdp"
         device = torch.device("cpu") if waits else default_device()
         self._student = Backbone.load(place, settings.model, device)
+        processor = load_processor(place, settings.model)
+        self.encoder = Encoder(processor, self.preprocessing, positions=self._student.positions)
 
     def sharded_classes(self) -> list[str]:
         """The decoder's blocks; some decoders have several kinds."""

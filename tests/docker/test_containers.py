@@ -6,8 +6,9 @@ Opt-in, `make test-containers`: it builds everything (30 GB) and takes up to hal
 from __future__ import annotations
 
 import re
+import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,14 @@ def running(docker: Engine, folder: Path) -> Iterator[Cluster]:
         yield found
 
 
+@pytest.fixture(scope="module", autouse=True)
+def prepared(running: Cluster, folder: Path) -> Callable[[], str]:
+    """Models and data are made from the start on, while images are looked at; what is returned waits for them."""
+    log = folder / "prepare.log"
+    command = running.start_vlsi(log, "prepare", *ON_RAY)
+    return lambda: ended_well(command, log, STAGE_SECONDS)
+
+
 def inside(docker: Engine, image: str, script: str, user: str = "1000") -> str:
     """What a script prints in a container that may do nothing."""
     return docker("run", *CONFINED, "--user", user, "--entrypoint", "bash", f"vlsi/{image}:test", "-c", script)
@@ -81,21 +90,24 @@ def test_a_login_shell_finds_ray_and_python(docker: Engine) -> None:
     assert found.split() == ["/opt/vlsi/bin/ray", "/opt/vlsi/bin/python"]
 
 
-def test_the_demo_survives_the_loss_of_its_head_and_of_a_worker(running: Cluster, folder: Path) -> None:
+def test_the_demo_survives_the_loss_of_its_head_and_of_a_worker(
+    running: Cluster, prepared: Callable[[], str], folder: Path
+) -> None:
     """Both strike the student's own chain; what is compared with it follows, two stages at a time."""
-    run_vlsi(running, folder / "prepare.log", "prepare", STAGE_SECONDS)
+    prepared()
     log = folder / "student.log"
-    run = running.start_vlsi(log, "run", *ON_RAY, "--until", "interaction", "~variants")
+    student = running.start_vlsi(log, "run", *ON_RAY, "--until", "interaction", "~variants")
     wait_for(lambda: running.is_running("capture"), STAGE_SECONDS)
     time.sleep(MIDDLE_SECONDS)
     running.kill("head")
     worker = wait_for(lambda: training_worker(running), STAGE_SECONDS)
     time.sleep(MIDDLE_SECONDS)
     running.kill(worker)
-    assert run.wait(RUN_SECONDS) == 0, log.read_text()
+    ended_well(student, log, RUN_SECONDS)
     attempts = [name.rpartition("-")[2] for name in running.jobs() if name.startswith("vlsi-interaction-")]
     assert max(map(int, attempts)) > 1
-    said = run_vlsi(running, folder / "run.log", "run", RUN_SECONDS)
+    log = folder / "run.log"
+    said = ended_well(running.start_vlsi(log, "run", *ON_RAY), log, RUN_SECONDS)
     print(said)
     assert re.search(r"VLsI( +\d+\.\d){8}", said)
     assert "vlsi" in running.mlflow_experiments()
@@ -108,10 +120,9 @@ def test_a_stage_is_submitted_by_hand(running: Cluster) -> None:
     assert "succeeded" in said
 
 
-def run_vlsi(running: Cluster, log: Path, command: str, seconds: float) -> str:
-    """What a command of `vlsi` on the cluster says until its end."""
-    code = running.start_vlsi(log, command, *ON_RAY).wait(seconds)
-    assert code == 0, log.read_text()
+def ended_well(command: subprocess.Popen[bytes], log: Path, seconds: float) -> str:
+    """What a command has said when it has ended, without an error."""
+    assert command.wait(seconds) == 0, log.read_text()
     return log.read_text()
 
 

@@ -69,6 +69,19 @@ def test_variants_are_relative_to_the_overridden_experiment() -> None:
     assert {e.reinforcement.schedule.learning_rate for e in configuration.variants.values()} == {0.25}
 
 
+def test_an_override_can_add_and_delete_what_a_file_says() -> None:
+    configuration = load(["~variants.sft", "+variants.other=['seed=1']", "~interaction.schedule.steps=300"])
+    assert set(configuration.variants) == {"last-layer-kd", "other"}
+    assert configuration.variants["other"].seed == 1
+    assert configuration.main.interaction is not None
+    assert configuration.main.interaction.schedule.steps is None
+
+
+def test_an_override_changes_no_other_experiment() -> None:
+    assert load(["interaction.matching.strategy=uniform", "~variants"]).main != load().main
+    assert set(load().variants) == {"sft", "last-layer-kd"}
+
+
 def test_relative_places_are_absolute_and_hub_ids_stay(world: Path) -> None:
     models = ["teacher.path=models/big/teacher", "student.path=Qwen/Some-2B"]
     main = load(["store=here", *models, "data.train=t.jsonl"]).main
@@ -112,6 +125,11 @@ def test_an_existing_folder_is_not_taken_for_a_hub_id(world: Path) -> None:
         ("interaction.losses.last=klx", "interaction.losses.last: 'klx' is not valid: input should be 'kl', 'ce' or"),
         ("interaction.schedule.steps", "'interaction.schedule.steps' is not an override; write key=value"),
         ("seed=1,2", "seed: 'seed=1,2' gives several values"),
+        ("~variants.other", "variants.other: there is nothing to delete"),
+        (
+            "~interaction.schedule.steps=5",
+            "interaction.schedule.steps: is 300 and not 5; ~interaction.schedule.steps del",
+        ),
         ("capture.model.dtype=float16", "capture.model.dtype: capture.model is shared; set teacher.loading.dtype inst"),
         ("precompute=null", "precompute: null does not go with interaction.losses.intermediate=kl"),
         ("precompute.layers=last", "precompute.layers: 'last' caches no intermediate layer"),

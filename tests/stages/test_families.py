@@ -49,6 +49,11 @@ FLOAT32 = ModelLoading(dtype="float32")
 FLOAT_TOLERANCE = 1e-5
 """Relative. Measured: at most 4e-7."""
 REAL_WORDS = WORDS - 3
+PLACED_ALONG_AXES = (
+    *("ernie4_5_vl_moe", "glm46v", "glm4v", "glm4v_moe", "paddleocr_vl", "qwen2_5_vl", "qwen2_vl"),
+    *("qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe"),
+)
+"""Families whose picture tokens have places along several axes."""
 TEACHER_LAYERS, STUDENT_LAYERS = (0, 1, 2), (0, 2)
 SCHEDULE = Schedule(steps=1, learning_rate=1e-3, gradient_checkpointing=True)
 README = Path(__file__).parents[2] / "README.md"
@@ -254,6 +259,17 @@ def test_the_own_processor_writes_as_many_image_tokens_as_the_model_has_features
 def test_what_the_own_processor_gives_runs_through_blocks_norm_and_head(reader: Reader) -> None:
     assert reader.backbone.check(reader.batch) < FLOAT_TOLERANCE
     assert_states_are_those_of_a_full_forward(reader.backbone, reader.batch)
+
+
+def test_tokens_whose_places_are_told_have_the_states_that_they_have_without(reader: Reader) -> None:
+    encoder = Encoder(reader.processor, Preprocessing(), positions=reader.backbone.positions)
+    encoded = [encoder.encode(one.sample) for one in reader.encoded]
+    told = collate(encoded, reader.processor.tokenizer.pad_token_id)
+    assert ("position_ids" in told.inputs) == (reader.name in PLACED_ALONG_AXES)
+    with torch.no_grad():
+        found, expected = (reader.backbone.states(batch, TEACHER_LAYERS) for batch in (told, reader.batch))
+    for state, without in zip((*found.targets, found.last), (*expected.targets, expected.last), strict=True):
+        assert torch.equal(state, without)
 
 
 def test_the_own_processors_pictures_are_seen(reader: Reader) -> None:
