@@ -118,6 +118,8 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
             ) from error
         if override.is_sweep_override():
             raise ConfigError(f"{override.key_or_group}: {text!r} gives several values; give one, or [a, b] for a list")
+        if override.package is not None:
+            raise ConfigError(f"{override.key_or_group}: {text!r} names a package, which no key here has; leave out @…")
         parsed.append(override)
     return parsed
 
@@ -131,10 +133,13 @@ def _changed(composed: DictConfig, overrides: Sequence[Override]) -> DictConfig:
     changed = copy.deepcopy(composed)
     OmegaConf.set_struct(changed, False)
     for override in overrides:
+        key, value = override.key_or_group, override.value()
         if override.is_delete():
             _delete(changed, override)
+        elif override.is_add() and not isinstance(value, dict | list) and OmegaConf.select(changed, key) is not None:
+            raise ConfigError(f"{key}: is there already, +{key} only adds; write {key}=value")
         else:
-            OmegaConf.update(changed, override.key_or_group, override.value(), merge=True)
+            OmegaConf.update(changed, key, value, merge=True)
     return changed
 
 

@@ -125,6 +125,8 @@ def test_an_existing_folder_is_not_taken_for_a_hub_id(world: Path) -> None:
         ("interaction.losses.last=klx", "interaction.losses.last: 'klx' is not valid: input should be 'kl', 'ce' or"),
         ("interaction.schedule.steps", "'interaction.schedule.steps' is not an override; write key=value"),
         ("seed=1,2", "seed: 'seed=1,2' gives several values"),
+        ("+seed=1", "seed: is there already, +seed only adds; write seed=value"),
+        ("seed@teacher=1", "seed: 'seed@teacher=1' names a package"),
         ("~variants.other", "variants.other: there is nothing to delete"),
         (
             "~interaction.schedule.steps=5",
