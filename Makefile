@@ -87,8 +87,8 @@ test-kube: $(VENV)/.installed-dev ## RayJobs on a real Kubernetes API server (bu
 images: ## build the images with Docker (make images BUILD="--build-arg VARIANT=cpu")
 	docker/build.sh $(BUILD)
 
-test-containers: $(VENV)/.installed-dev ## build the images and run the demo on a cluster of containers (31 to 48 minutes, 30 GB, Docker)
-	$(BIN)/pytest -s -m containers tests/docker/test_containers.py
+test-containers: $(VENV)/.installed-dev ## build the images and run the demo on a cluster of containers (27 minutes after `make demo`, 30 GB, Docker)
+	VLSI_STORE=$(STORE) $(BIN)/pytest -s -m containers tests/docker/test_containers.py
 
 ui: setup ## compare runs in MLflow
 	$(BIN)/mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///$(STORE)/mlflow.db} --port 5000

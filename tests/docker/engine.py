@@ -129,6 +129,13 @@ class Cluster:
             environment = self._docker.environment
             return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
 
+    def put(self, folder: Path, place: str) -> None:
+        """Copies a folder of this machine to where all containers see it, as theirs."""
+        packed = subprocess.run(["tar", "--create", "--directory", folder, "."], stdout=subprocess.PIPE, check=True)
+        unpack = f"mkdir --parents {place} && tar --extract --directory {place}"
+        command = self.command("run", "-T", "--rm", "--entrypoint", "bash", "vlsi", "-c", unpack)
+        subprocess.run(command, cwd=ROOT, env=self._docker.environment, input=packed.stdout, check=True)
+
     def kill(self, service: str) -> None:
         """As a crash does: without a word, and so that Docker's restart policy applies."""
         self.compose("exec", "-T", service, "bash", "-c", "kill -KILL -1", check=False)
