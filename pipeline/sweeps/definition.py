@@ -21,7 +21,7 @@ Points = dict[str, tuple[str, ...]]
 
 
 class Sweep(Section):
-    """The points of a sweep: the experiment's variants and others that are listed, or every pair of two axes."""
+    """The points of a sweep, listed or as every pair of two axes, with the experiment's variants or without."""
 
     title: str
     baseline: str
@@ -30,9 +30,9 @@ class Sweep(Section):
     """Of interaction and reinforcement alone; what comes before is made once."""
     points: Points = Field(default_factory=dict)
     variants: bool = False
-    """The experiment itself, named `vlsi`, and its variants."""
+    """The experiment's variants and itself, named `vlsi`, come first: as points, or as rows if there are axes."""
     axes: dict[str, Points] = Field(default_factory=dict)
-    """Two, rows first; the points are all pairs, named `row-to-column`."""
+    """Two, rows first; the points are all pairs, named `row-to-column`, a row's overrides after its column's."""
     preparations: Points = Field(default_factory=dict)
     """Models that points name and `vlsi prepare` makes: name -> overrides of that command."""
 
@@ -55,31 +55,34 @@ class Sweep(Section):
 
     @model_validator(mode="after")
     def _one_kind_of_points(self) -> Sweep:
-        if bool(self.axes) == bool(self.points or self.variants):
-            raise ValueError("give points, variants or both; or else axes")
-        if not self.variants and self.baseline not in self._own_points():
-            raise ValueError(f"baseline: {self.baseline!r} is no point; allowed: {', '.join(self._own_points())}")
+        if (self.points and self.axes) or not (self.points or self.axes or self.variants):
+            raise ValueError("give points or axes, variants, or variants with one of them")
+        if not self.variants and self.baseline not in self.every_point():
+            raise ValueError(f"baseline: {self.baseline!r} is no point; allowed: {', '.join(self.every_point())}")
         return self
 
-    def points_of(self, experiment: Experiment) -> Points:
-        """Every point, in the order of the table.
+    def within(self, experiment: Experiment) -> Sweep:
+        """The same, the experiment's variants written out.
 
         Raises:
             ConfigError: the experiment lacks the baseline.
         """
         variants = {**experiment.variants, MAIN: ()} if self.variants else {}
-        points = {**variants, **self._own_points()}
-        if self.baseline not in points:
-            raise ConfigError(
-                f"baseline: {self.baseline!r} is no point of {experiment.name}; allowed: {', '.join(points)}"
-            )
-        return points
+        rows = next(iter(self.axes), None)
+        axes = {**self.axes, rows: {**variants, **self.axes[rows]}} if rows else {}
+        points = {} if rows else {**variants, **self.points}
+        sweep = self.model_copy(update={"variants": False, "points": points, "axes": axes})
+        if self.baseline not in sweep.every_point():
+            allowed = ", ".join(sweep.every_point())
+            raise ConfigError(f"baseline: {self.baseline!r} is no point of {experiment.name}; allowed: {allowed}")
+        return sweep
 
-    def _own_points(self) -> Points:
+    def every_point(self) -> Points:
+        """What is listed, or all pairs, in the order of the table."""
         if not self.axes:
             return self.points
         rows, columns = self.axes.values()
-        return {pair_name(row, column): (*rows[row], *columns[column]) for row, column in product(rows, columns)}
+        return {pair_name(row, column): (*columns[column], *rows[row]) for row, column in product(rows, columns)}
 
 
 def pair_name(row: str, column: str) -> str:

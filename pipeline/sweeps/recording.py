@@ -36,10 +36,10 @@ def recorded_sweeps(history: History, experiment: Experiment) -> list[Results]:
 def _results_of(name: str, experiment: Experiment, records: Mapping[tuple[str, int], RunRecord]) -> Results | None:
     """Nothing if the sweep is no longer defined."""
     try:
-        _, sweep, _ = choose([f"sweep={name}"])
-        points = tuple(sweep.points_of(experiment))
+        sweep = choose([f"sweep={name}"])[1].within(experiment)
     except ConfigError:
         return None
+    points = tuple(sweep.every_point())
     values = [
         Value(point, seed, score)
         for (point, seed), record in records.items()

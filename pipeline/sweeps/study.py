@@ -36,7 +36,7 @@ class Study:
 
     Attributes:
         name: of the sweep.
-        sweep: its definition.
+        sweep: its definition, with the variants of the experiment.
         experiment: what the points change.
         overrides: what was changed for all points.
         plan: the trials.
@@ -64,8 +64,8 @@ class Study:
         store = Store(experiment.store)
         refuse_outdated_preparation(Configuration(experiment, {}, tuple(rest)), store)
         _refuse_missing_preparations(sweep, rest, store)
-        points = sweep.points_of(experiment)
-        plan = make_plan(points, seeds or sweep.seeds, rest, Digests(store.root))
+        sweep = sweep.within(experiment)
+        plan = make_plan(sweep.every_point(), seeds or sweep.seeds, rest, Digests(store.root))
         return cls(name, sweep, experiment, tuple(rest), plan, store, History(store.artifacts))
 
     def decide(self) -> list[Decision]:

@@ -27,8 +27,8 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **content: Any) -> Non
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_point_of_every_sweep_is_a_valid_experiment(name: str) -> None:
-    _, sweep, _ = choose([f"sweep={name}"])
-    points = sweep.points_of(load_experiment())
+    sweep = choose([f"sweep={name}"])[1].within(load_experiment())
+    points = sweep.every_point()
     assert sweep.baseline in points
     for changes in [*points.values(), *sweep.preparations.values()]:
         load_experiment(changes)
@@ -43,25 +43,33 @@ def test_the_strategies_are_those_that_there_are() -> None:
 
 def test_variants_are_points_beside_the_experiment() -> None:
     _, sweep, _ = choose(["sweep=seeds"])
-    assert list(sweep.points_of(load_experiment())) == ["sft", "last-layer-kd", "vlsi"]
-    assert list(sweep.points_of(load_experiment(["~variants"]))) == ["vlsi"]
+    assert list(sweep.within(load_experiment()).every_point()) == ["sft", "last-layer-kd", "vlsi"]
+    assert list(sweep.within(load_experiment(["~variants"])).every_point()) == ["vlsi"]
 
 
 def test_points_can_be_added_to_the_variants() -> None:
     both = Sweep(title="Both", baseline="uniform", variants=True, points={"uniform": ("seed=1",)})
-    assert list(both.points_of(load_experiment())) == ["sft", "last-layer-kd", "vlsi", "uniform"]
+    assert list(both.within(load_experiment()).every_point()) == ["sft", "last-layer-kd", "vlsi", "uniform"]
 
 
 def test_a_baseline_that_the_experiment_lacks_is_named() -> None:
     with pytest.raises(ConfigError, match="baseline: 'sft' is no point of digits; allowed: vlsi"):
-        Sweep(title="Alone", baseline="sft", variants=True).points_of(load_experiment(["~variants"]))
+        Sweep(title="Alone", baseline="sft", variants=True).within(load_experiment(["~variants"]))
 
 
 def test_two_axes_give_every_pair() -> None:
     _, sweep, _ = choose(["sweep=sizes"])
-    assert set(sweep.points_of(load_experiment())) == {
+    assert set(sweep.every_point()) == {
         f"{teacher}-to-{student}" for teacher in sweep.axes["teacher"] for student in sweep.axes["student"]
     }
+
+
+def test_variants_are_the_first_rows_of_two_axes() -> None:
+    axes = {"method": {"uniform": ("seed=1",)}, "rate": {"low": ("interaction.schedule.learning_rate=1e-3",)}}
+    sweep = Sweep(title="Grid", baseline="vlsi-to-low", variants=True, axes=axes).within(load_experiment())
+    assert list(sweep.axes["method"]) == ["sft", "last-layer-kd", "vlsi", "uniform"]
+    assert load_experiment(sweep.every_point()["sft-to-low"]).interaction is None
+    assert sweep.within(load_experiment()) == sweep
 
 
 def test_other_overrides_stay_what_they_are() -> None:
@@ -90,8 +98,8 @@ def test_a_sweep_is_chosen_by_its_name(overrides: list[str], message: str) -> No
         ({"points": POINTS, "seeds": []}, "seeds: "),
         ({"points": POINTS, "seeds": [-1]}, "seeds.0: "),
         ({"points": {"a/b": []}}, "points: 'a/b' cannot name a point"),
-        ({"points": POINTS, "axes": {"x": POINTS, "y": POINTS}}, "give points, variants or both; or else axes"),
-        ({}, "give points, variants or both; or else axes"),
+        ({"points": POINTS, "axes": {"x": POINTS, "y": POINTS}}, "give points or axes, variants, or variants with one"),
+        ({}, "give points or axes, variants, or variants with one"),
         ({"axes": {"only": POINTS}}, "axes: 1 given; a sweep has none or two"),
         ({"axes": {"x": {"A": []}, "y": POINTS}}, "axes: 'A' cannot name a point"),
     ],
