@@ -53,6 +53,8 @@ class FakeHub:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> FakeHub:
+    import transformers.utils.hub  # noqa: F401 - its own HfApi is the real one, whichever test is the first
+
     fake = FakeHub()
     monkeypatch.setattr("huggingface_hub.HfApi", fake)
     monkeypatch.delenv("HF_TOKEN", raising=False)
