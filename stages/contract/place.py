@@ -88,11 +88,15 @@ class Remote:
         return patiently(lambda: self.filesystem.get_file_info(self.key))
 
     def read_bytes(self) -> bytes:
-        """The whole file."""
+        """The whole file as it was at one moment."""
 
         def read() -> bytes:
-            with self.filesystem.open_input_file(self.key) as file:
-                return file.read()
+            while True:
+                with self.filesystem.open_input_file(self.key) as file:
+                    content = file.read()
+                # It is read up to where it ended when it was opened, even if a longer one has taken its place since.
+                if len(content) == self.info().size:
+                    return content
 
         return patiently(read)
 

@@ -190,6 +190,28 @@ def test_a_slow_answer_is_waited_for(bucket: Remote, store: Server, tmp_path: Pa
         store.faults(slow=0.0)
 
 
+@pytest.mark.parametrize("later", ["long", "the longest", "no"])
+def test_a_file_that_is_replaced_while_it_is_read_is_read_whole(
+    bucket: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, later: str
+) -> None:
+    """It is replaced between the request for its size and that for its content. Red if the size is believed."""
+    place = put(bucket / tmp_path.name / "file", "long")
+    store = place.filesystem
+
+    class ReplacedOnce:
+        def __getattr__(self, name: str) -> object:
+            return getattr(store, name)
+
+        def open_input_file(self, key: str) -> object:
+            monkeypatch.undo()
+            file = store.open_input_file(key)
+            put(place, later)
+            return file
+
+    monkeypatch.setattr(module, "_filesystem", lambda *_: ReplacedOnce())
+    assert place.read_text() == later
+
+
 def test_no_secret_is_in_what_travels_to_workers(bucket: Remote) -> None:
     """Not in a place, nor in the file system that Ray Train gets."""
     for thing in (bucket, bucket.filesystem):
