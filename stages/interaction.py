@@ -180,7 +180,12 @@ class InteractionObjective(StudentObjective):
             sharpness=self._matching.sharpness(self.progress),
             counts=batch.counts,
         )
-        sums = {"kl": all_pairs.sum(dim=2), "matches": learned.shares, "match_expected": learned.expected}
+        sums = {
+            "kl": all_pairs.sum(dim=2),
+            "matches": learned.shares,
+            "match_expected": learned.expected,
+            "match_entropy": learned.entropy,
+        }
         return learned.losses, sums
 
     def _speak(self, verbalizers: Verbalizers, batch: Batch) -> list[Speaker]:

@@ -46,9 +46,21 @@ def _pictures(subject: Subject, part: Part, artifact: Artifact) -> Iterator[str]
     if any("match_expected" in line for line in journal):
         caption = (
             f"{part.key}: the mean teacher block each student block learned from, by step. Expected is the exact mean "
-            "over all paths where whole paths are drawn (`joint`), else the mean of the draws."
+            f"over all paths where whole paths are drawn (`joint`), else the mean of the draws.{_entropy(journal)}"
         )
         yield figure(figures.matches_over_time(summary, journal), caption)
+
+
+def _entropy(journal: Sequence[Mapping[str, Any]]) -> str:
+    """How open the draws were, if there were any."""
+    shares = [line["match_entropy"] for line in journal if "match_entropy" in line]
+    if not any(shares):
+        return ""
+    share = 100 * sum(shares) / len(shares)
+    return (
+        f" The draws had {share:.1f} % of an even draw's entropy: at 100 % costs have no say, "
+        "a smaller matching.scale gives them more."
+    )
 
 
 def _slider(name: str, key: str, summary: Mapping[str, Any], shown: Sequence[Frame]) -> Iterator[str]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stages.contract.settings import Matching
 from stages.losses.divergence import CHUNK_BYTES, Head, Target, divergence, partition, prices
-from stages.losses.matching import expected_matches, match_layers
+from stages.losses.matching import expected_matches, match_entropy, match_layers
 
 
 class LayerCosts(Protocol):
@@ -73,11 +73,13 @@ class Learned(NamedTuple):
         losses: [t_s, N] with gradient, of several matches of one layer the mean.
         shares: [t_s, t_l], how many of the N tokens learn from each pair.
         expected: [t_s], the sum over tokens of the place where a match was to be expected.
+        entropy: [], the sum over tokens of how open their choice was, 0 to 1.
     """
 
     losses: Tensor
     shares: Tensor
     expected: Tensor
+    entropy: Tensor
 
 
 def match_and_learn(
@@ -111,11 +113,17 @@ def match_and_learn(
     reduced = _by_group(all_pairs, groups, sizes, settings, counts)
     drawn = match_layers(reduced, settings, generator, sharpness)
     expected = expected_matches(reduced, drawn, settings, sharpness).to(rows.device, torch.float32)
+    entropy = match_entropy(reduced, settings, sharpness).to(rows.device, torch.float32)
     matches = drawn.to(rows.device)
     of_token = matches[groups].permute(2, 1, 0)
     losses = torch.stack([costs.matched(layer) for layer in of_token]).mean(dim=0)
     chosen = torch.nn.functional.one_hot(matches, all_pairs.shape[1]).float().mean(dim=2)
-    return Learned(losses, (sizes[:, None, None] * chosen).sum(dim=0), (sizes[:, None] * expected).sum(dim=0))
+    return Learned(
+        losses,
+        shares=(sizes[:, None, None] * chosen).sum(dim=0),
+        expected=(sizes[:, None] * expected).sum(dim=0),
+        entropy=(sizes * entropy).sum(),
+    )
 
 
 def _by_group(costs: Tensor, groups: Tensor, sizes: Tensor, settings: Matching, counts: bool) -> Tensor:

@@ -11,13 +11,14 @@ strategies are the rows of the paper's ablation. No gradient flows through a cho
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import comb, log
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from stages.contract.settings import Matching
-from stages.losses.paths import best_path, draw_path, marginals
+from stages.losses.paths import best_path, draw_path, entropy, marginals
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,35 @@ def expected_matches(kl: Tensor, matches: Tensor, settings: Matching, sharpness:
     return chances @ torch.arange(kl.shape[2], dtype=torch.float64)
 
 
+@torch.no_grad()
+def match_entropy(kl: Tensor, settings: Matching, sharpness: float = 1.0) -> Tensor:
+    """How open the choice was: its entropy as a fraction of an even draw's.
+
+    Args:
+        kl: [G, t_s, t_l], as in `match_layers`.
+        settings: of the matching.
+        sharpness: as in `match_layers`.
+
+    Returns:
+        [G] float64 on the CPU, from 0, where nothing is left to chance, to 1, where costs have no say. Of the whole
+        path for `joint`, else of the shallowest student layer's match.
+    """
+    strategy = STRATEGIES[settings.strategy]
+    groups, student_layers, teacher_layers = kl.shape
+    if strategy.choose != "draw":
+        return torch.full((groups,), float(strategy.choose == "random"), dtype=torch.float64)
+    if strategy.whole_path:
+        choices = comb(teacher_layers, student_layers)
+        nats = entropy(_path_score(kl, strategy, settings, sharpness))
+    else:
+        cost = kl[:, 0].detach().float().cpu()
+        window = _window(torch.zeros(groups, dtype=torch.long), 0, strategy, student_layers, teacher_layers)
+        choices = int(window[0].sum())
+        chances = _chances(cost, window, _temperature(cost, window, strategy, settings, sharpness))
+        nats = torch.special.entr(chances.double()).sum(dim=1)
+    return nats / log(choices) if choices > 1 else torch.zeros_like(nats)
+
+
 def draw_match(cost: Tensor, window: Tensor, temperature: Tensor, generator: torch.Generator) -> Tensor:
     """Draw one candidate; a lower cost is likelier, never certain.
 
@@ -116,8 +146,7 @@ def draw_match(cost: Tensor, window: Tensor, temperature: Tensor, generator: tor
     Returns:
         [G, 1] int64.
     """
-    logits = torch.where(window, -cost / temperature[:, None], -torch.inf)
-    return torch.multinomial(logits.softmax(dim=1), 1, generator=generator)
+    return torch.multinomial(_chances(cost, window, temperature), 1, generator=generator)
 
 
 def adaptive_temperature(cost: Tensor, window: Tensor, *, scale: float, eps: float) -> Tensor:
@@ -136,6 +165,16 @@ def check_layer_counts(student_layers: int, teacher_layers: int) -> None:
             f"{student_layers} student target layers cannot be matched with {teacher_layers} of the teacher; "
             "choose fewer in student.target_layers or more in teacher.target_layers"
         )
+
+
+def _chances(cost: Tensor, window: Tensor, temperature: Tensor) -> Tensor:
+    return torch.where(window, -cost / temperature[:, None], -torch.inf).softmax(dim=1)
+
+
+def _temperature(cost: Tensor, window: Tensor, strategy: Strategy, settings: Matching, sharpness: float) -> Tensor:
+    if not strategy.adaptive:
+        return torch.ones(len(cost)) / sharpness
+    return adaptive_temperature(cost, window, scale=settings.scale, eps=settings.eps) / sharpness
 
 
 def _spread(cost: Tensor, window: Tensor) -> Tensor:
@@ -172,8 +211,7 @@ def _match_one_by_one(
     start = torch.zeros(groups, dtype=torch.long)
     chosen = []
     for i in range(student_layers):
-        end = teacher_layers - student_layers + i if strategy.search_range else teacher_layers - 1
-        window = _window(start, end, teacher_layers)
+        window = _window(start, i, strategy, student_layers, teacher_layers)
         uniform = i * (teacher_layers // student_layers)
         picks = _choose(cost[:, i], window, uniform, strategy, settings, generator, sharpness)
         if strategy.order:
@@ -182,8 +220,10 @@ def _match_one_by_one(
     return torch.stack(chosen, dim=1)
 
 
-def _window(start: Tensor, end: int, teacher_layers: int) -> Tensor:
+def _window(start: Tensor, i: int, strategy: Strategy, student_layers: int, teacher_layers: int) -> Tensor:
+    """[G, t_l]: what student layer i may be matched with."""
     layers = torch.arange(teacher_layers)
+    end = teacher_layers - student_layers + i if strategy.search_range else teacher_layers - 1
     return (layers >= start[:, None]) & (layers <= end)
 
 
@@ -204,9 +244,4 @@ def _choose(
         return torch.where(window, cost, torch.inf).topk(count, dim=1, largest=False).indices
     if strategy.choose == "random":
         return torch.multinomial(window.float(), 1, generator=generator)
-    temperature = (
-        adaptive_temperature(cost, window, scale=settings.scale, eps=settings.eps)
-        if strategy.adaptive
-        else torch.ones(groups)
-    )
-    return draw_match(cost, window, temperature / sharpness, generator)
+    return draw_match(cost, window, _temperature(cost, window, strategy, settings, sharpness), generator)

@@ -60,6 +60,19 @@ def marginals(score: Tensor) -> Tensor:
     return (arriving + _onward(score, _log_sum) - score).softmax(dim=2)
 
 
+def entropy(score: Tensor) -> Tensor:
+    """How uncertain the path of `draw_path` is.
+
+    Args:
+        score: [G, t_s, t_l] float64.
+
+    Returns:
+        [G] float64, nats.
+    """
+    total = _onward(score, _log_sum)[:, 0].logsumexp(dim=1)
+    return (total - (marginals(score) * score).sum(dim=(1, 2))).clamp(min=0)
+
+
 def _onward(score: Tensor, merge: Merge) -> Tensor:
     """[G, t_s, t_l]: of every match, what all paths from there on weigh; -inf where none leads to the end."""
     *shallower, deepest = score.unbind(dim=1)

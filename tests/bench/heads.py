@@ -19,7 +19,7 @@ from torch.nn.functional import kl_div, log_softmax
 from stages.contract.settings import Matching
 from stages.losses.divergence import Head, Target, moment_target
 from stages.losses.layerwise import KLCosts, match_and_learn
-from stages.losses.matching import adaptive_temperature, draw_match, expected_matches, match_layers
+from stages.losses.matching import adaptive_temperature, draw_match, expected_matches, match_entropy, match_layers
 from tests.bench.measure import Built, Measured, Side, alternate, once
 from tests.bench.results import Check, Result, relative_differences
 
@@ -118,7 +118,8 @@ def build_choice(sizes: Sizes) -> Built:
 
     def run() -> dict[str, float]:
         matches = match_layers(kl, settings, generator)
-        return {"expected": expected_matches(kl, matches, settings).sum().item()}
+        expected, entropy = expected_matches(kl, matches, settings), match_entropy(kl, settings)
+        return {"expected": expected.sum().item(), "entropy": entropy.item()}
 
     return Built(run)
 

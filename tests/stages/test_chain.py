@@ -216,6 +216,7 @@ def test_annealing_leads_from_any_path_to_the_cheapest(chain: Chain) -> None:
     matching = {"strategy": "joint", "annealing": {"first": 1e-12, "last": 1e12}}
     student = chain.run("interaction", name="annealed", model=FLOAT32, matching=matching, schedule=SCHEDULE)
     first, *_, last = read_journal(student)
+    assert [first["match_entropy"], last["match_entropy"]] == pytest.approx([1.0, 0.0], abs=1e-6)
     assert first["match_expected"] == pytest.approx([1 / 3, 5 / 3], abs=1e-6)
     assert last["match_expected"] == pytest.approx(last["match_mean"], abs=1e-6)
 

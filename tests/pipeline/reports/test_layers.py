@@ -9,6 +9,7 @@ import pytest
 from pipeline.reports.layers import FRAMES, frames, layers
 from pipeline.reports.subject import Subject
 from pipeline.session import Session
+from tests.pipeline.conftest import journal_of_matches
 
 
 def journal(steps: int) -> list[dict[str, object]]:
@@ -29,6 +30,24 @@ def test_a_frame_is_the_mean_of_its_steps() -> None:
     (only,) = frames(journal(4), 1)
     assert only.shares == [[pytest.approx(1 - 0.375), pytest.approx(0.375)], [0.0, 1.0]]
     assert frames([{"step": 1}], FRAMES) == []
+
+
+@pytest.mark.parametrize(
+    ("entropies", "said"),
+    [([0.99, 0.998], ["99.4 % of an even draw", "a smaller matching.scale"]), ([0.0, 0.0], []), ([], [])],
+)
+def test_how_open_the_draws_were_is_said_where_any_were_made(
+    session: Session, monkeypatch: pytest.MonkeyPatch, entropies: list[float], said: list[str]
+) -> None:
+    lines = journal_of_matches()
+    for line, entropy in zip(lines, entropies, strict=False):
+        line["match_entropy"] = entropy
+    monkeypatch.setattr("pipeline.reports.layers.read_journal", lambda _: lines)
+    artifacts = {"interaction": session.artifacts()["interaction"]}
+    html = "".join(layers(Subject.of_graph(session.experiment, session.graph, artifacts)))
+    assert "by step. Expected is the exact mean" in html
+    assert all(words in html for words in said)
+    assert ("even draw" in html) == bool(said)
 
 
 def test_the_slider_has_a_picture_for_each_frame(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:

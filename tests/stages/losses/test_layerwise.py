@@ -17,7 +17,7 @@ from stages.contract.settings import Matching
 from stages.losses import layerwise
 from stages.losses.divergence import Head, Target, moment_target
 from stages.losses.layerwise import FeatureCosts, KLCosts, LayerCosts, match_and_learn
-from stages.losses.matching import expected_matches
+from stages.losses.matching import expected_matches, match_entropy
 from tests import reference
 
 FLOAT32_TOLERANCE = 1e-5
@@ -76,6 +76,7 @@ class Drawn(NamedTuple):
     losses: Tensor
     shares: Tensor
     expected: Tensor
+    entropy: Tensor
     matches: Tensor
     reduced: Tensor
 
@@ -226,6 +227,17 @@ class TestMatchAndLearn:
         assert drawn.expected.tolist() == pytest.approx(of_sample[ROWS].sum(dim=0).tolist(), rel=FLOAT32_TOLERANCE)
         places = drawn.shares @ torch.arange(TEACHER).float()
         assert (drawn.expected.tolist() == pytest.approx(places.tolist(), rel=1e-3)) == (strategy != "joint")
+
+    @pytest.mark.parametrize("strategy", ["joint", "viterbi", "adaptive", "random"])
+    @pytest.mark.parametrize("per_sample", [False, True])
+    def test_how_open_the_choice_was_is_summed_over_tokens(self, strategy: str, per_sample: bool) -> None:
+        """Red if samples count alike."""
+        matching = {"strategy": strategy, "per_sample": per_sample}
+        drawn = draw(make_world().costs(), sharpness=5.0, **matching)
+        of_group = match_entropy(drawn.reduced, Matching(**matching), 5.0)
+        of_token = of_group[ROWS] if per_sample else of_group.expand(TOKENS)
+        assert drawn.entropy.item() == pytest.approx(of_token.sum().item(), rel=FLOAT32_TOLERANCE)
+        assert not drawn.entropy.requires_grad
 
     def test_a_sharper_draw_is_a_surer_one(self) -> None:
         costs = make_world().costs()

@@ -22,6 +22,7 @@ from stages.losses.matching import (
     adaptive_temperature,
     check_layer_counts,
     draw_match,
+    match_entropy,
     match_layers,
 )
 from tests import reference
@@ -287,6 +288,53 @@ def test_layer_counts_are_checked_before_anything_is_drawn() -> None:
     check_layer_counts(3, 3)
     with pytest.raises(ValueError, match=r"fewer in student\.target_layers or more in teacher\.target_layers"):
         check_layer_counts(4, 3)
+
+
+def entropy(kl: object, *, sharpness: float = 1.0, **settings: object) -> list[float]:
+    """How open the choice of each group was."""
+    matrices = torch.as_tensor(kl, dtype=torch.float32)
+    return match_entropy(matrices.reshape(-1, *matrices.shape[-2:]), Matching(**settings), sharpness).tolist()
+
+
+class TestEntropy:
+    """How open a choice was, between certain and even."""
+
+    @pytest.mark.parametrize(
+        ("strategy", "window", "temperature"),
+        [
+            ("adaptive", 4, lambda k: reference.temperature(k, 2.0, 1e-6)),
+            ("multinomial+range+order", 4, without_temperature),
+            ("multinomial+range", 4, without_temperature),
+            ("multinomial", 6, without_temperature),
+        ],
+    )
+    @pytest.mark.parametrize("sharpness", [0.5, 1.0, 3.0])
+    def test_it_is_that_of_the_shallowest_layers_window(
+        self, strategy: str, window: int, temperature: Callable[[list[float]], float], sharpness: float
+    ) -> None:
+        p = np.array(list(window_probabilities(0, range(window), lambda k: temperature(k) / sharpness).values()))
+        exact = -(p * np.log(p)).sum() / np.log(window)
+        assert entropy(KL, sharpness=sharpness, strategy=strategy) == pytest.approx([exact], rel=1e-5)
+
+    @pytest.mark.parametrize("strategy", ["adaptive", "multinomial", "joint"])
+    def test_it_goes_from_certain_to_even(self, strategy: str) -> None:
+        assert entropy(KL, sharpness=1e6, strategy=strategy) == pytest.approx([0.0], abs=1e-6)
+        assert entropy(KL, sharpness=1e-6, strategy=strategy) == pytest.approx([1.0], abs=1e-6)
+
+    @pytest.mark.parametrize(("strategy", "certain"), [("uniform", 0), ("bottom-3", 0), ("viterbi", 0), ("random", 1)])
+    def test_without_a_say_of_the_costs_it_is_all_or_nothing(self, strategy: str, certain: float) -> None:
+        assert entropy(KL, strategy=strategy) == [certain]
+
+    @pytest.mark.parametrize("strategy", ["adaptive", "joint"])
+    def test_a_single_path_leaves_nothing_open(self, strategy: str) -> None:
+        assert entropy([row[:3] for row in KL], strategy=strategy) == [0.0]
+
+    @pytest.mark.parametrize("strategy", ["adaptive", "joint"])
+    def test_each_group_has_its_own(self, strategy: str) -> None:
+        other = (5 * torch.tensor(KL)).tolist()
+        both = entropy([KL, other], strategy=strategy)
+        assert both == pytest.approx([*entropy(KL, strategy=strategy), *entropy(other, strategy=strategy)])
+        assert both[1] < both[0] < 1
 
 
 def test_the_temperature_is_of_the_window_alone() -> None:

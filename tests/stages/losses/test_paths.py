@@ -18,7 +18,7 @@ from torch import Tensor
 
 from stages.contract.settings import Annealing, Matching
 from stages.losses import paths
-from stages.losses.matching import expected_matches, match_layers
+from stages.losses.matching import expected_matches, match_entropy, match_layers
 
 SIZES = [(student, teacher) for student in range(1, 6) for teacher in range(student, 10)]
 DRAWS = 20_000
@@ -87,6 +87,10 @@ def expected(kl: Tensor, matches: Path, **settings: object) -> list[float]:
     return expected_matches(kl[None], drawn, Matching(**settings))[0].tolist()
 
 
+def open_to_chance(kl: Tensor, *, sharpness: float = 1.0, **settings: object) -> float:
+    return match_entropy(kl[None], Matching(**settings), sharpness).item()
+
+
 def chances_of_each_pick(score: Tensor, monkeypatch: pytest.MonkeyPatch) -> dict[Path, float]:
     """Every path's probability under `draw_path`, from what it draws with: each path is forced in its turn."""
     every = all_paths(*score.shape)
@@ -138,6 +142,17 @@ class TestJoint:
         assert paths.marginals(score[None])[0].numpy() == pytest.approx(exact, abs=NEAR)
         places = exact @ np.arange(teacher)
         assert expected(kl, tuple(range(student)), strategy="joint") == pytest.approx(places, abs=NEAR)
+
+    @pytest.mark.parametrize(("student", "teacher"), SIZES)
+    def test_the_entropy_is_that_of_all_paths(self, student: int, teacher: int) -> None:
+        """As a fraction of the logarithm of how many there are; of a single path it is 0."""
+        kl = random_kl(student, teacher, seed=2)
+        chances = probabilities(kl).values()
+        nats = -math.fsum(p * math.log(p) for p in chances)
+        score = -beta_of(kl.double().numpy()) * kl.double()
+        assert paths.entropy(score[None]).item() == pytest.approx(nats, abs=NEAR)
+        exact = nats / math.log(len(chances)) if len(chances) > 1 else 0.0
+        assert open_to_chance(kl, strategy="joint") == pytest.approx(exact, abs=NEAR)
 
     @pytest.mark.parametrize(("student", "teacher"), [(1, 9), (2, 5), (3, 6), (4, 9), (5, 9)])
     def test_draws_pass_the_chi_square(self, student: int, teacher: int) -> None:
@@ -266,6 +281,8 @@ class TestBothStrategies:
             assert all(i <= teacher <= more + i for i, teacher in enumerate(path)), path
         assert torch.isfinite(means).all()
         assert (means.diff(dim=1) > 1 - NEAR).all(), "expected matches of an increasing path increase by one at least"
+        entropy = match_entropy(kl, settings)
+        assert ((entropy >= 0) & (entropy <= 1 + NEAR)).all()
 
     @pytest.mark.parametrize("strategy", ["joint", "viterbi"])
     @pytest.mark.parametrize("layers", [1, 2, 7])
