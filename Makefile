@@ -1,5 +1,5 @@
 # Two commands do everything:
-#   make demo   set up, then distil a small vision language model on this machine (15 minutes on two cores)
+#   make demo   set up, then distil a small vision language model on this machine (11 to 20 minutes on two cores)
 #   make test   set up, then lint, format check, types and tests
 
 PYTHON ?= python3.11

@@ -58,8 +58,8 @@ def _entropy(journal: Sequence[Mapping[str, Any]]) -> str:
         return ""
     share = 100 * sum(shares) / len(shares)
     return (
-        f" The draws had {share:.1f} % of an even draw's entropy: at 100 % costs have no say, "
-        "a smaller matching.scale gives them more."
+        f" The draws (`joint`: of the path, else of the shallowest block's match) had {share:.1f} % of an even draw's "
+        "entropy; at 100 % costs have no say."
     )
 
 

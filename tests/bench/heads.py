@@ -84,14 +84,14 @@ def compare_with_dense(quick: bool) -> Iterator[Result]:
 
 
 def compare_choice(quick: bool) -> Iterator[Result]:
-    """Drawing a whole path, with the exact marginals, as a share of matching, loss and gradient together."""
+    """Drawing a whole path, with exact marginals and entropy, as a share of matching, loss and gradient together."""
     sizes = QUICK if quick else Sizes()
     sides = {
         "ours": Side(build_choice, {"sizes": sizes}),
         "baseline": Side(build_matching, {"sizes": sizes, "dtype": "float32"}),
     }
     measured = alternate(sides, repeats=2 if quick else 3, warmups=1)
-    result = Result("matching-choice", "a whole path and its marginals against the rest", **measured, slowdown=True)
+    result = Result("matching-choice", "choosing a whole path against the rest", **measured, slowdown=True)
     result.checks = [Check("share", result.ratio, CHOICE_AT_MOST, at_most=True)]
     yield result
 

@@ -190,7 +190,7 @@ def test_a_slow_answer_is_waited_for(bucket: Remote, store: Server, tmp_path: Pa
         store.faults(slow=0.0)
 
 
-@pytest.mark.parametrize("later", ["long", "the longest", "no"])
+@pytest.mark.parametrize("later", ["four", "the longest", "no"])
 def test_a_file_that_is_replaced_while_it_is_read_is_read_whole(
     bucket: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, later: str
 ) -> None:
